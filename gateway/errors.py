@@ -1,0 +1,109 @@
+"""The error tree: each class carries its HTTP status and a stable code.
+
+An error is raised where the mistake is known best and turned into an HTTP answer in one place, `api/`. Its message is
+for the client: it says what was wrong and what would be right. Its `code` is the `reason` label of the error metric.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Base of every error that a client or an operator can see."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds after which the same request may succeed; sent as `Retry-After`."""
+
+
+class InvalidRequest(GatewayError):
+    """The request is malformed or does not fit the model's signature."""
+
+    status = 400
+    code = "invalid_request"
+
+
+class Unauthorized(GatewayError):
+    """The ops port needs a token and the request carries none, or a wrong one."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class NotFound(GatewayError):
+    """No such path, model, version or route."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, the verb does not."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class Conflict(GatewayError):
+    """`If-Match` names a revision that is no longer the current one."""
+
+    status = 412
+    code = "conflict"
+
+
+class PayloadTooLarge(GatewayError):
+    """The body exceeds `max_body_bytes`."""
+
+    status = 413
+    code = "payload_too_large"
+
+
+class InvalidRoute(GatewayError):
+    """A route document that could not be honoured; the message names the path in the document."""
+
+    status = 422
+    code = "invalid_route"
+
+
+class PreconditionRequired(GatewayError):
+    """A change without `If-Match` could overwrite somebody else's."""
+
+    status = 428
+    code = "precondition_required"
+
+
+class TooManyRequests(GatewayError):
+    """The model's queue is full; nothing was done."""
+
+    status = 429
+    code = "queue_full"
+
+
+class InferenceFailed(GatewayError):
+    """ONNX Runtime failed on well-formed input."""
+
+    status = 500
+    code = "inference_failed"
+
+
+class Unavailable(GatewayError):
+    """The model is not loaded, the gateway is shutting down, or the store does not answer."""
+
+    status = 503
+    code = "unavailable"
+
+
+class DeadlineExceeded(Unavailable):
+    """The request waited in the queue longer than it may."""
+
+    code = "deadline_exceeded"
+
+
+class StartupError(Exception):
+    """The process cannot start as configured; the message says what to change. Never reaches a client."""

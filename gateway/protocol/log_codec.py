@@ -1,0 +1,119 @@
+"""The request log's wire format: one Redis stream entry holds the sampled rows of one micro-batch, columnar.
+
+An entry has two fields. `meta` is JSON that a person can read with `redis-cli`; `data` is the numeric columns back to
+back, little-endian and row-major, in the order in which `meta.columns` names them. String columns stand in `meta`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from gateway.protocol.datatypes import BYTES, DATATYPES, NUMPY_DTYPES
+from gateway.types import Array, ModelKey, string_array
+
+SCHEMA = 1
+META = b"meta"
+DATA = b"data"
+
+
+class MalformedEntry(ValueError):
+    """A stream entry that is not what `encode` writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRequest:
+    """Whose rows these are: `rows` consecutive rows of the entry's columns."""
+
+    prediction_id: str
+    variant: str
+    revision: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """Sampled rows of one micro-batch; every column's axis 0 is the row."""
+
+    key: ModelKey
+    logged_at: float
+    """Unix time in seconds."""
+    rate: float
+    """Probability with which each request was sampled."""
+    requests: tuple[LoggedRequest, ...]
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests together."""
+        return sum(request.rows for request in self.requests)
+
+
+def encode(entry: LogEntry) -> dict[bytes, bytes]:
+    """The fields of the stream entry."""
+    columns: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for kind, tensors in (("input", entry.inputs), ("output", entry.outputs)):
+        for name, array in tensors.items():
+            column = {"kind": kind, "name": name, "datatype": DATATYPES[array.dtype], "shape": array.shape}
+            if column["datatype"] == BYTES:
+                column["values"] = array.ravel().tolist()
+            else:
+                blobs.append(array.tobytes())
+            columns.append(column)
+    meta = {
+        "schema": SCHEMA,
+        "model": entry.key.name,
+        "version": entry.key.version,
+        "logged_at": entry.logged_at,
+        "rate": entry.rate,
+        "requests": [[r.prediction_id, r.variant, r.revision, r.rows] for r in entry.requests],
+        "columns": columns,
+    }
+    return {META: orjson.dumps(meta), DATA: b"".join(blobs)}
+
+
+def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
+    """The inverse of `encode`. Raises `MalformedEntry` on anything else, whatever it is."""
+    try:
+        meta = orjson.loads(fields[META])
+        if meta["schema"] != SCHEMA:
+            raise MalformedEntry(f"log schema {meta['schema']!r}, expected {SCHEMA}")
+        entry = LogEntry(
+            key=ModelKey(str(meta["model"]), str(meta["version"])),
+            logged_at=float(meta["logged_at"]),
+            rate=float(meta["rate"]),
+            requests=tuple(LoggedRequest(str(i), str(v), int(n), int(r)) for i, v, n, r in meta["requests"]),
+            **_columns(meta["columns"], fields[DATA]),
+        )
+    except MalformedEntry:
+        raise
+    except Exception as error:
+        raise MalformedEntry(f"{type(error).__name__}: {error}") from error
+    for name, array in (*entry.inputs.items(), *entry.outputs.items()):
+        if array.shape[0] != entry.rows:
+            raise MalformedEntry(f"column {name!r} has {array.shape[0]} rows, the requests have {entry.rows}")
+    return entry
+
+
+def _columns(columns: list[dict[str, Any]], data: bytes) -> dict[str, dict[str, Array]]:
+    tensors: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
+    offset = 0
+    for column in columns:
+        shape = tuple(int(extent) for extent in column["shape"])
+        if column["datatype"] == BYTES:
+            array = string_array(column["values"], shape)
+        else:
+            dtype = NUMPY_DTYPES[column["datatype"]]
+            count = int(np.prod(shape, dtype=np.int64))
+            array = np.frombuffer(data, dtype, count, offset).reshape(shape)
+            offset += array.nbytes
+        tensors[column["kind"] + "s"][column["name"]] = array
+    if offset != len(data):
+        raise MalformedEntry(f"{len(data)} bytes of data, the columns take {offset}")
+    return tensors
