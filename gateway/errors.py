@@ -99,6 +99,12 @@ class Unavailable(GatewayError):
     code = "unavailable"
 
 
+class StoreUnavailable(Unavailable):
+    """Redis does not answer, or answers with an error of its own."""
+
+    code = "store_unavailable"
+
+
 class DeadlineExceeded(Unavailable):
     """The request waited in the queue longer than it may."""
 
