@@ -92,6 +92,13 @@ class InferenceFailed(GatewayError):
     code = "inference_failed"
 
 
+class Unsupported(GatewayError):
+    """A part of the protocol that this gateway does not implement."""
+
+    status = 501
+    code = "unsupported"
+
+
 class Unavailable(GatewayError):
     """The model is not loaded, the gateway is shutting down, or the store does not answer."""
 

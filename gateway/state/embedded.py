@@ -1,12 +1,11 @@
 """A Valkey of our own for machines that have none: a child process on a Unix socket in the data directory.
 
-Its append-only file is on, so routes, labels and verdicts survive a restart. The binary comes from the `embedded` extra.
+Its append-only file is on, so routes, labels and verdicts survive a restart. The `embedded` extra brings the binary.
 """
 
 from __future__ import annotations
 
 import hashlib
-import signal
 import subprocess
 import tempfile
 import time
@@ -16,7 +15,7 @@ from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
 from gateway.errors import StartupError
-from gateway.state.process import die_with_parent
+from gateway.state.process import spawn, stop
 
 START_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 10.0
@@ -58,22 +57,14 @@ class EmbeddedStore:
             *("--dir", str(self._dir), "--logfile", str(self._dir / "valkey.log")),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
         ]
-        # A session of its own: Ctrl-C reaches the gateway alone, which stops its children last.
-        self._process = subprocess.Popen(  # noqa: S603 -- our own binary and arguments
-            command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent
-        )
+        self._process = spawn(command)
         self._wait_until_ready()
 
     def stop(self) -> None:
         """Stop the child; what it acknowledged is on disk."""
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        stop(self._process, STOP_TIMEOUT_SECONDS)
         self._process = None
 
     def _wait_until_ready(self) -> None:

@@ -1,0 +1,54 @@
+"""Does a request fit what the model takes? Checked before any work is done for it."""
+
+from __future__ import annotations
+
+from gateway.errors import InvalidRequest
+from gateway.protocol.datatypes import DATATYPES
+from gateway.types import InferenceRequest, Signature, TensorSpec, row_count
+
+
+def check_request(request: InferenceRequest, signature: Signature, max_rows: int) -> int:
+    """Rows of the request. Raises `InvalidRequest` naming the field, what was expected and what came."""
+    _check_names("input", list(request.inputs), [spec.name for spec in signature.inputs], complete=True)
+    if request.outputs is not None:
+        _check_names("output", list(request.outputs), [spec.name for spec in signature.outputs], complete=False)
+    for spec in signature.inputs:
+        _check_tensor(request, spec)
+    rows = row_count(request.inputs)
+    if signature.is_batchable:
+        _check_rows(request, rows, max_rows)
+    return rows
+
+
+def _check_names(what: str, given: list[str], known: list[str], *, complete: bool) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise InvalidRequest(f"unknown {what} {unknown[0]!r}; the model's {what}s: {', '.join(known)}")
+    missing = [name for name in known if name not in given]
+    if complete and missing:
+        raise InvalidRequest(f"missing {what} {missing[0]!r}; the model's {what}s: {', '.join(known)}")
+
+
+def _check_tensor(request: InferenceRequest, spec: TensorSpec) -> None:
+    array = request.inputs[spec.name]
+    datatype = DATATYPES[array.dtype]
+    if datatype != spec.datatype:
+        raise InvalidRequest(f"input {spec.name!r}: expected datatype {spec.datatype}, got {datatype}")
+    fits = len(array.shape) == len(spec.shape) and all(
+        expected in (-1, extent) for expected, extent in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits:
+        raise InvalidRequest(
+            f"input {spec.name!r}: expected shape {list(spec.shape)} (-1 is any), got {list(array.shape)}"
+        )
+
+
+def _check_rows(request: InferenceRequest, rows: int, max_rows: int) -> None:
+    for name, array in request.inputs.items():
+        if array.shape[0] != rows:
+            first = next(iter(request.inputs))
+            raise InvalidRequest(f"input {name!r} has {array.shape[0]} rows, input {first!r} has {rows}")
+    if rows == 0:
+        raise InvalidRequest("the batch is empty: expected at least 1 row on axis 0")
+    if rows > max_rows:
+        raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")

@@ -1,0 +1,138 @@
+"""Every option, once. The environment (`GATEWAY_*`), the `--config` file and the command line are generated from here.
+
+Precedence: command line, environment, file, default. Unknown names and impossible values stop the start.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from gateway.errors import StartupError
+
+ENV_PREFIX = "GATEWAY_"
+MINIMUM_SECRET_LENGTH = 16
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class Settings(BaseSettings):
+    """Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    _config_file: ClassVar[Path | None] = None
+
+    models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
+    data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
+    host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
+    port: Port = Field(8080, description="Public port; 0 takes a free one.")
+    ops_host: str = Field("127.0.0.1", description="Address of the ops port; beyond loopback it needs ops_token.")
+    ops_port: Port = Field(8081, description="Ops port: admin API and /metrics; 0 takes a free one.")
+    ops_token: SecretStr | None = Field(None, description="Bearer token for the ops port.")
+    metrics_public: bool = Field(False, description="Serve /metrics without the token, for the scraper.")
+    redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")
+    id_key: SecretStr | None = Field(
+        None, description="Key that signs prediction ids; unset shares a random one through the store."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
+    )
+    threads: int = Field(0, ge=0, description="Threads of one ONNX Runtime call; 0 is one per core.")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
+    request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
+    sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
+    log_buffer_bytes: int = Field(
+        16 * 2**20, ge=2**16, description="Log entries waiting for the store; past it they are dropped and counted."
+    )
+    log_stream_entries: int = Field(100_000, ge=100, description="Length cap of each prediction stream.")
+    feedback_stream_entries: int = Field(1_000_000, ge=100, description="Length cap of each feedback stream.")
+    route_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often routes are read besides pub/sub.")
+    collector: bool = Field(True, description="Run a collector beside the gateway.")
+    drain_seconds: float = Field(
+        0.0, ge=0, description="After SIGTERM, how long to serve on while not ready, so that load balancers notice."
+    )
+    shutdown_timeout: float = Field(30.0, gt=0, description="Longest wait for requests in flight at shutdown.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log record.")
+    log_format: Literal["text", "json"] = Field("text", description="Log records as text or one JSON object a line.")
+
+    @model_validator(mode="after")
+    def _can_be_honoured(self) -> Self:
+        for name in ("ops_token", "id_key"):
+            secret: SecretStr | None = getattr(self, name)
+            if secret is not None and len(secret.get_secret_value()) < MINIMUM_SECRET_LENGTH:
+                raise ValueError(f"{name} needs at least {MINIMUM_SECRET_LENGTH} characters")
+        if self.port == self.ops_port != 0 and self.host == self.ops_host:
+            raise ValueError(f"port and ops_port are both {self.port}; they must differ")
+        if self.ops_token is None and not is_loopback(self.ops_host):
+            raise ValueError(
+                f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "
+                f"set {ENV_PREFIX}OPS_TOKEN, or keep ops_host on 127.0.0.1"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line (as keyword arguments), environment, file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=cls._config_file)
+
+
+def load_settings(options: dict[str, Any], config: Path | None = None) -> Settings:
+    """Settings from command-line options (None means unset), environment and file.
+
+    Raises `StartupError` that names each wrong option, or the unknown variable and the one it resembles.
+    """
+    _refuse_unknown_variables()
+    if config is not None and not config.is_file():
+        raise StartupError(f"--config {config}: no such file")
+
+    class Configured(Settings):
+        _config_file = config
+
+    try:
+        return Configured(**{name: value for name, value in options.items() if value is not None})
+    except (ValidationError, ValueError) as error:
+        raise StartupError(_explain(error)) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server bound to `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_unknown_variables() -> None:
+    known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
+    for variable in sorted(os.environ):
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+            close = difflib.get_close_matches(variable.upper(), known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise StartupError(f"{variable} is not a setting{hint}")
+
+
+def _explain(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{name}: {message} (got {item['input']!r})" if name else message)
+    return "; ".join(lines)
