@@ -69,12 +69,6 @@ class InferenceResponse:
     prediction_id: str
 
 
-def row_count(inputs: Mapping[str, Array]) -> int:
-    """Rows of a request: the length of axis 0, or 1 for a scalar."""
-    first = next(iter(inputs.values()))
-    return int(first.shape[0]) if first.ndim else 1
-
-
 def string_array(values: list[str], shape: tuple[int, ...]) -> Array:
     """An object array, without numpy guessing nested structure from the strings."""
     array = np.empty(len(values), dtype=object)

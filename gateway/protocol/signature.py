@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.datatypes import DATATYPES
-from gateway.types import InferenceRequest, Signature, TensorSpec, row_count
+from gateway.types import InferenceRequest, Signature, TensorSpec
 
 
 def check_request(request: InferenceRequest, signature: Signature, max_rows: int) -> int:
-    """Rows of the request. Raises `InvalidRequest` naming the field, what was expected and what came."""
+    """Rows of the request; 1 for a model without a row axis. Raises `InvalidRequest` naming the field, what was expected and what came."""
     _check_names("input", list(request.inputs), [spec.name for spec in signature.inputs], complete=True)
     if request.outputs is not None:
         _check_names("output", list(request.outputs), [spec.name for spec in signature.outputs], complete=False)
     for spec in signature.inputs:
         _check_tensor(request, spec)
-    rows = row_count(request.inputs)
-    if signature.is_batchable:
-        _check_rows(request, rows, max_rows)
+    if not signature.is_batchable:
+        return 1
+    rows: int = request.inputs[signature.inputs[0].name].shape[0]
+    _check_rows(request, rows, max_rows)
     return rows
 
 

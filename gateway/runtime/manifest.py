@@ -23,6 +23,8 @@ MODEL_CONFIG_FILE = "model.toml"
 LABEL_COLUMN = "prediction.label"
 SCORE_COLUMN = "prediction.score"
 """Columns of `reference.parquet` that hold the model's own answers on the reference rows."""
+TRUTH_COLUMN = "truth.label"
+"""Column of `reference.parquet` with the right answers, where they are known."""
 
 
 class Document(BaseModel):

@@ -1,0 +1,150 @@
+"""The public port: Open Inference Protocol v2 over HTTP/JSON, and labels."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway import __version__
+from gateway.api.answers import JSON_TYPE, json_response
+from gateway.api.body import read_body
+from gateway.errors import ClientLeft, GatewayError, Unavailable
+from gateway.protocol.json_codec import decode_object, decode_request, encode_response
+from gateway.runtime.registry import ModelVersion, Registry
+from gateway.serving.dataplane import DataPlane
+from gateway.serving.feedback import Feedback
+from gateway.serving.route_table import RouteTable
+from gateway.telemetry.metrics import ERRORS, GatewayMetrics
+from gateway.types import InferenceRequest, InferenceResponse, JsonObject, TensorSpec
+
+PREDICTION_ID = "Prediction-Id"
+FEEDBACK_BODY_LIMIT = 16 * 1024
+PLATFORM = "onnxruntime_onnx"
+
+
+class InferenceApi:
+    """Endpoints over one data plane."""
+
+    def __init__(
+        self, plane: DataPlane, routes: RouteTable, feedback: Feedback, metrics: GatewayMetrics, max_body_bytes: int
+    ) -> None:
+        self._plane = plane
+        self._registry: Registry = plane.registry
+        self._route_table = routes
+        self._feedback = feedback
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+
+    def routes(self) -> list[Route]:
+        """For a Starlette application."""
+        model = "/v2/models/{model}"
+        version = model + "/versions/{version}"
+        return [
+            Route("/v2", self.server_metadata),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+            Route("/v2/models", self.models),
+            Route("/v2/feedback", self.feedback, methods=["POST"]),
+            *(Route(path, self.model_metadata) for path in (model, version)),
+            *(Route(path + "/ready", self.model_ready) for path in (model, version)),
+            *(Route(path + "/infer", self.infer, methods=["POST"]) for path in (model, version)),
+        ]
+
+    async def server_metadata(self, _request: Request) -> Response:
+        """`GET /v2`: only extensions that work are named."""
+        return json_response({"name": "model-gateway", "version": __version__, "extensions": []})
+
+    async def live(self, _request: Request) -> Response:
+        """`GET /v2/health/live`: the process answers."""
+        return json_response({"live": True})
+
+    async def ready(self, _request: Request) -> Response:
+        """`GET /v2/health/ready`: every model is loaded, the rules are known, and no shutdown has begun."""
+        problem = self._not_ready()
+        if problem is not None:
+            return json_response({"ready": False, "error": problem}, Unavailable.status)
+        return json_response({"ready": True})
+
+    async def models(self, _request: Request) -> Response:
+        """`GET /v2/models` (KServe)."""
+        return json_response({"models": sorted({*self._registry.names, *(key.name for key in self._registry.refused)})})
+
+    async def model_metadata(self, request: Request) -> Response:
+        """`GET /v2/models/{model}[/versions/{version}]`; without a version, of the one that takes most traffic."""
+        version = self._version(request)
+        return json_response(
+            {
+                "name": version.key.name,
+                "versions": self._registry.versions(version.key.name),
+                "platform": PLATFORM,
+                "inputs": [_tensor_metadata(spec) for spec in version.signature.inputs],
+                "outputs": [_tensor_metadata(spec) for spec in version.signature.outputs],
+            }
+        )
+
+    async def model_ready(self, request: Request) -> Response:
+        """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that is not loaded."""
+        version = self._version(request)
+        return json_response({"name": version.key.name, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        """`POST .../infer`."""
+        model, version = request.path_params["model"], request.path_params.get("version")
+        try:
+            body = await read_body(request, self._max_body_bytes)
+            answer = await self._answer(request, decode_request(body, model, version, request.headers))
+            content = encode_response(answer)
+        except GatewayError as error:
+            self._metrics.count(ERRORS, model if model in self._registry.names else "", error.code)
+            raise
+        return Response(content, media_type=JSON_TYPE, headers={PREDICTION_ID: answer.prediction_id})
+
+    async def feedback(self, request: Request) -> Response:
+        """`POST /v2/feedback`: a label for a prediction id."""
+        document = decode_object(await read_body(request, FEEDBACK_BODY_LIMIT))
+        is_new = await self._feedback.accept(document)
+        return json_response({"accepted": True, "duplicate": not is_new})
+
+    async def _answer(self, request: Request, decoded: InferenceRequest) -> InferenceResponse:
+        """Submit and wait, for the answer or for the client to leave."""
+        answered: asyncio.Future[InferenceResponse | GatewayError] = asyncio.get_running_loop().create_future()
+        call = self._plane.submit(decoded, answered.set_result)
+        left = asyncio.ensure_future(request.receive())
+        try:
+            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
+            if not answered.done():
+                raise ClientLeft("the client left before the answer")
+        finally:
+            # Also on cancellation: the rows of a caller that is gone are not run.
+            if not answered.done():
+                call.cancel()
+            left.cancel()
+        answer = answered.result()
+        if isinstance(answer, GatewayError):
+            raise answer
+        return answer
+
+    def _version(self, request: Request) -> ModelVersion:
+        name, version = request.path_params["model"], request.path_params.get("version")
+        if version is not None:
+            return self._registry.get(name, version)
+        route = self._route_table.get(name)
+        if route is None:
+            return self._registry.latest(name)
+        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
+
+    def _not_ready(self) -> str | None:
+        if self._plane.is_draining:
+            return "the gateway is shutting down"
+        if self._registry.refused:
+            return "not loaded: " + "; ".join(f"{key}: {why}" for key, why in self._registry.refused.items())
+        if not self._route_table.is_known:
+            return "the routes are not known yet: the store has not answered since the start"
+        return None
+
+
+def _tensor_metadata(spec: TensorSpec) -> JsonObject:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}

@@ -1,0 +1,230 @@
+"""The dynamic micro-batcher of one model version.
+
+Idle, a request runs at the next turn of the event loop: no timer, no wait. While a run is on, requests pile up, and
+the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows have the same shape
+share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in rows.
+
+A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
+bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
+
+Everything here happens on the event loop's thread except the run itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
+from gateway.types import Array, Signature
+
+logger = logging.getLogger(__name__)
+
+Bucket: TypeAlias = tuple[tuple[int, ...], ...]
+
+SMOOTHING = 0.2
+"""Weight of the newest run in the moving average of seconds per row, which `Retry-After` is computed from."""
+
+
+class Runner(Protocol):
+    """What the batcher needs of a session."""
+
+    signature: Signature
+
+    def run(self, inputs: dict[str, Array]) -> list[Array]:
+        """All outputs, in the order of the signature."""
+
+
+class Work:
+    """The rows of one caller on their way through the queue."""
+
+    __slots__ = ("bucket", "deadline", "enqueued", "inputs", "is_cancelled", "rows", "start")
+
+    def __init__(self, inputs: dict[str, Array], rows: int) -> None:
+        self.inputs = inputs
+        self.rows = rows
+        self.start = 0
+        self.bucket: Bucket = ()
+        self.enqueued = 0.0
+        self.deadline = 0.0
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """The caller left: its rows are dropped when their turn comes, and nobody is answered."""
+        self.is_cancelled = True
+
+    def fail(self, error: GatewayError) -> None:
+        """The rows could not be run."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class Batch:
+    """One run, as it is reported: the single timing record that metrics and the request log are fed from."""
+
+    works: list[Work]
+    outputs: list[Array]
+    """In the order of the signature; axis 0 is the row."""
+    rows: int
+    started: float
+    """Monotonic seconds, as are `Work.enqueued` and `finished`."""
+    finished: float
+
+    def rows_of(self, work: Work, output: int) -> Array:
+        """A caller's rows of one output; all of it if the caller ran alone."""
+        array = self.outputs[output]
+        return array if len(self.works) == 1 else array[work.start : work.start + work.rows]
+
+
+class DynamicBatcher:
+    """Queues, groups, runs and scatters for one model version."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        executor: Executor,
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        timeout: float,
+        on_batch: Callable[[Batch], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch."""
+        self._runner = runner
+        self._executor = executor
+        self._max_batch_rows = max_batch_rows
+        self._max_queue_rows = max_queue_rows
+        self._timeout = timeout
+        self._on_batch = on_batch
+        self._clock = clock
+        self._buckets: dict[Bucket, deque[Work]] = {}
+        self._is_batchable = runner.signature.is_batchable
+        self._is_scheduled = False
+        self._running: asyncio.Future[list[Array]] | None = None
+        self._is_closed = False
+        self._idle: asyncio.Future[None] | None = None
+        self._seconds_per_row = 0.0
+        self.queued_rows = 0
+
+    def submit(self, work: Work) -> None:
+        """Admit the work or refuse it before anything is done.
+
+        Raises `TooManyRequests` when the queue is full, `Unavailable` when the version is being closed.
+        """
+        if self._is_closed:
+            raise Unavailable("the model is being unloaded", retry_after=1.0)
+        if self.queued_rows and self.queued_rows + work.rows > self._max_queue_rows:
+            raise TooManyRequests(
+                f"the queue holds {self.queued_rows} rows and takes at most {self._max_queue_rows}",
+                retry_after=self.queued_rows * self._seconds_per_row,
+            )
+        work.enqueued = self._clock()
+        work.deadline = work.enqueued + self._timeout
+        work.bucket = tuple(array.shape[1:] for array in work.inputs.values()) if self._is_batchable else ()
+        self._buckets.setdefault(work.bucket, deque()).append(work)
+        self.queued_rows += work.rows
+        self._schedule()
+
+    async def close(self) -> None:
+        """Refuse new work and wait until what was admitted is answered."""
+        self._is_closed = True
+        if self._running is not None or self._buckets:
+            self._idle = asyncio.get_running_loop().create_future()
+            await self._idle
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled and self._running is None:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._is_scheduled = False
+        works = self._take()
+        if works:
+            self._start(works)
+        elif self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _take(self) -> list[Work]:
+        """The next batch: the bucket whose head has waited longest, oldest first, without the expired and the gone."""
+        while self._buckets:
+            bucket = min(self._buckets, key=lambda key: self._buckets[key][0].enqueued)
+            works = self._take_from(bucket)
+            if works:
+                return works
+        return []
+
+    def _take_from(self, bucket: Bucket) -> list[Work]:
+        queue = self._buckets[bucket]
+        works: list[Work] = []
+        rows = 0
+        now = self._clock()
+        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self._max_batch_rows)):
+            work = queue.popleft()
+            self.queued_rows -= work.rows
+            if work.is_cancelled:
+                continue
+            if work.deadline <= now:
+                work.fail(DeadlineExceeded(f"waited {self._timeout:g} s in the queue", retry_after=1.0))
+                continue
+            works.append(work)
+            rows += work.rows
+        if not queue:
+            del self._buckets[bucket]
+        return works
+
+    def _start(self, works: list[Work]) -> None:
+        loop = asyncio.get_running_loop()
+        started = self._clock()
+        self._running = loop.run_in_executor(self._executor, self._runner.run, _gather(works))
+        self._running.add_done_callback(lambda future: self._finish(works, started, future))
+
+    def _finish(self, works: list[Work], started: float, future: asyncio.Future[list[Array]]) -> None:
+        self._running = None
+        # Whatever a caller's reply does, the next batch must run.
+        self._schedule()
+        error = future.exception()
+        batch = None if error is not None else self._batch(works, future.result(), started)
+        if batch is not None:
+            self._on_batch(batch)
+        elif len(works) > 1:
+            self._run_alone(works)
+        else:
+            works[0].fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
+
+    def _batch(self, works: list[Work], outputs: list[Array], started: float) -> Batch | None:
+        """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
+        rows = sum(work.rows for work in works)
+        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
+            self._is_batchable = False
+            logger.warning("an output does not have one row per input row: requests run alone from now on")
+            if len(works) > 1:
+                return None
+        finished = self._clock()
+        self._seconds_per_row += SMOOTHING * ((finished - started) / rows - self._seconds_per_row)
+        for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
+            work.start = stop - work.rows
+        return Batch(works, outputs, rows, started, finished)
+
+    def _run_alone(self, works: list[Work]) -> None:
+        """Put each work back at the head of a bucket of its own."""
+        for work in works:
+            work.bucket = (*work.bucket, (id(work),))
+            self._buckets[work.bucket] = deque([work])
+            self.queued_rows += work.rows
+
+
+def _gather(works: list[Work]) -> dict[str, Array]:
+    if len(works) == 1:
+        return works[0].inputs
+    return {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}

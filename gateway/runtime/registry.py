@@ -1,0 +1,128 @@
+"""What is loaded: sessions and their batchers by model and version."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from gateway.errors import NotFound, StartupError, Unavailable
+from gateway.runtime.answers import AnswerReader
+from gateway.runtime.batcher import Batch, DynamicBatcher
+from gateway.runtime.manifest import Manifest, ModelConfig
+from gateway.runtime.repository import VersionFolder
+from gateway.runtime.session import Device, OnnxSession
+from gateway.types import ModelKey, Signature
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ModelVersion:
+    """A version that takes requests."""
+
+    key: ModelKey
+    signature: Signature
+    config: ModelConfig
+    manifest: Manifest | None
+    answers: AnswerReader | None
+    batcher: DynamicBatcher
+
+
+class Registry:
+    """Looks versions up. A version that could not be loaded is listed with the reason and answers 503."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, dict[str, ModelVersion]] = {}
+        self.refused: dict[ModelKey, str] = {}
+
+    def __iter__(self) -> Iterator[ModelVersion]:
+        for versions in self._versions.values():
+            yield from versions.values()
+
+    @property
+    def names(self) -> list[str]:
+        """Models with at least one loaded version."""
+        return list(self._versions)
+
+    def add(self, version: ModelVersion) -> None:
+        """Make a loaded version available."""
+        self._versions.setdefault(version.key.name, {})[version.key.version] = version
+
+    def versions(self, name: str) -> list[str]:
+        """Loaded versions of a model, ascending."""
+        return sorted(self._versions.get(name, {}), key=int)
+
+    def get(self, name: str, version: str) -> ModelVersion:
+        """A loaded version. Raises `NotFound`, or `Unavailable` for one that is there but was refused."""
+        try:
+            return self._versions[name][version]
+        except KeyError:
+            raise self._missing(name, version) from None
+
+    def latest(self, name: str) -> ModelVersion:
+        """The highest loaded version. Raises as `get` does."""
+        versions = self.versions(name)
+        if not versions:
+            raise self._missing(name, None)
+        return self._versions[name][versions[-1]]
+
+    def _missing(self, name: str, version: str | None) -> NotFound | Unavailable:
+        for key, reason in self.refused.items():
+            if key.name == name and version in (None, key.version):
+                return Unavailable(f"model {key} is not loaded: {reason}")
+        if name not in self._versions:
+            known = ", ".join(self._versions) or "none"
+            return NotFound(f"unknown model {name!r}; models: {known}")
+        return NotFound(f"unknown version {version!r} of model {name!r}; versions: {', '.join(self.versions(name))}")
+
+    async def close(self) -> None:
+        """Refuse new work and wait for what is in flight."""
+        await asyncio.gather(*(version.batcher.close() for version in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Verifies, loads and warms up versions; every version it loads shares the executor."""
+
+    device: Device
+    threads: int
+    executor: Executor
+    request_timeout: float
+    on_batch: Callable[[ModelVersion, Batch], None]
+
+    def load_all(self, folders: list[VersionFolder]) -> Registry:
+        """Load every version. One that fails is refused by name and the rest are served.
+
+        Raises `StartupError` if not a single version could be loaded.
+        """
+        registry = Registry()
+        for folder in folders:
+            try:
+                registry.add(self.load(folder))
+            except StartupError as error:
+                logger.error("refused %s: %s", folder.key, error)
+                registry.refused[folder.key] = str(error)
+        if not registry.names:
+            raise StartupError("no model could be loaded: " + "; ".join(registry.refused.values()))
+        return registry
+
+    def load(self, folder: VersionFolder) -> ModelVersion:
+        """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
+        manifest = folder.verify()
+        session = OnnxSession(folder.model_path, self.device, self.threads)
+        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+        session.warm_up()
+        limits = folder.config.batching
+        batcher = DynamicBatcher(
+            session,
+            self.executor,
+            max_batch_rows=limits.max_batch_rows,
+            max_queue_rows=limits.max_queue_rows,
+            timeout=self.request_timeout,
+            on_batch=lambda batch: self.on_batch(version, batch),
+        )
+        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, batcher)
+        return version

@@ -1,0 +1,131 @@
+"""One ONNX model in ONNX Runtime. Nothing outside `runtime/` imports ONNX Runtime."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from gateway.errors import InferenceFailed, InvalidRequest, StartupError
+from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.types import Array, Signature, TensorSpec
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# Searching convolution algorithms exhaustively takes up to a second for every new shape (ONNX Runtime issue 19838).
+CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+
+DATATYPE_OF_ONNX = {
+    "tensor(bool)": "BOOL",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": BYTES,
+}
+
+
+def import_onnxruntime() -> ModuleType:
+    """ONNX Runtime, or `StartupError` saying which extra brings it."""
+    try:
+        import onnxruntime  # noqa: PLC0415 -- neither flavour is in the base installation
+    except ImportError as error:
+        raise StartupError(
+            "ONNX Runtime is not installed: `pip install 'model-gateway[cpu]'`, "
+            "or `pip install 'model-gateway[gpu]'` for CUDA (the two exclude each other)"
+        ) from error
+    onnxruntime.set_default_logger_severity(3)
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def choose_device(configured: Literal["auto", "cpu", "cuda"]) -> Device:
+    """`auto` takes CUDA where ONNX Runtime offers it. Raises `StartupError` for `cuda` where it does not."""
+    available = import_onnxruntime().get_available_providers()
+    if configured == "auto":
+        return "cuda" if PROVIDERS["cuda"] in available else "cpu"
+    if PROVIDERS[configured] not in available:
+        raise StartupError(
+            f"device {configured} needs {PROVIDERS[configured]}, which this ONNX Runtime does not have "
+            f"(it has {', '.join(available)}): `pip install 'model-gateway[gpu]'`, or set device to cpu"
+        )
+    return configured
+
+
+class OnnxSession:
+    """A loaded model: its signature, and `run`. Thread-safe; `run` releases the GIL."""
+
+    def __init__(self, path: Path, device: Device, threads: int = 0) -> None:
+        """Load `path`. Raises `StartupError` if the file is no model or `device` cannot run it."""
+        ort = import_onnxruntime()
+        options = ort.SessionOptions()
+        # One thread launches CUDA kernels; more only contend (ONNX Runtime issue 20494).
+        options.intra_op_num_threads = 1 if device == "cuda" else threads or os.cpu_count() or 1
+        options.inter_op_num_threads = 1
+        # Spinning threads burn whole cores while idle, once for every loaded model.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider = (PROVIDERS[device], CUDA_OPTIONS) if device == "cuda" else PROVIDERS[device]
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise StartupError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        # Without this a CUDA failure would quietly go on, at a tenth of the speed, on the CPU.
+        self._session.disable_fallback()
+        if self._session.get_providers()[0] != PROVIDERS[device]:
+            raise StartupError(f"{path}: runs on {self._session.get_providers()[0]}, not on {device} as configured")
+        self.signature = Signature(
+            inputs=tuple(_spec(path, node) for node in self._session.get_inputs()),
+            outputs=tuple(_spec(path, node) for node in self._session.get_outputs()),
+        )
+        self._output_names = [spec.name for spec in self.signature.outputs]
+        self._invalid_input: tuple[type[Exception], ...] = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
+
+    def run(self, inputs: dict[str, Array]) -> list[Array]:
+        """All outputs, in the order of the signature.
+
+        Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
+        """
+        try:
+            outputs: Sequence[Array] = self._session.run(self._output_names, inputs)
+        except self._invalid_input as error:
+            raise InvalidRequest(f"the model refuses these values: {_first_line(error)}") from error
+        except Exception as error:  # as above
+            raise InferenceFailed(f"the model failed: {_first_line(error)}") from error
+        return [np.asarray(output) for output in outputs]
+
+    def warm_up(self) -> None:
+        """Run one row of zeros, so that the first client does not pay for allocation. Failure says nothing."""
+        inputs = {}
+        for spec in self.signature.inputs:
+            shape = tuple(1 if extent == -1 else extent for extent in spec.shape)
+            fill = "" if spec.datatype == BYTES else 0
+            inputs[spec.name] = np.full(shape, fill, NUMPY_DTYPES[spec.datatype])
+        try:
+            self.run(inputs)
+        except (InvalidRequest, InferenceFailed):
+            # Zeros may be no valid input of this model; its own clients know better.
+            return
+
+
+def _spec(path: Path, node: object) -> TensorSpec:
+    name, onnx_type, shape = node.name, node.type, node.shape  # type: ignore[attr-defined]
+    if onnx_type not in DATATYPE_OF_ONNX:
+        raise StartupError(f"{path}: {name!r} is a {onnx_type}, which the protocol has no datatype for")
+    extents = tuple(extent if isinstance(extent, int) and extent >= 0 else -1 for extent in shape)
+    return TensorSpec(name, DATATYPE_OF_ONNX[onnx_type], extents)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

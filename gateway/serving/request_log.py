@@ -1,0 +1,144 @@
+"""The request log: sampled rows of each micro-batch on their way to the store, never in the way of a request.
+
+`offer` is called once a batch. It appends to a buffer bounded in bytes; a background task writes. While the store is
+slow or down the buffer fills, and what does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import xxhash
+
+from gateway.errors import StoreUnavailable
+from gateway.protocol.log_codec import LogEntry, LoggedRequest, encode
+from gateway.runtime.batcher import Batch
+from gateway.runtime.registry import ModelVersion
+from gateway.serving.call import Call
+from gateway.state.log_writer import LogWriter
+from gateway.telemetry.metrics import LOG_DROPPED, LOG_SAMPLED, LOG_WRITTEN, GatewayMetrics
+from gateway.types import Array
+
+logger = logging.getLogger(__name__)
+
+WRITE_ENTRIES = 64
+"""Entries in one round trip to the store."""
+RETRY_SECONDS = 1.0
+
+
+class RequestLog:
+    """Samples, encodes, buffers and writes."""
+
+    def __init__(
+        self,
+        writer: LogWriter,
+        metrics: GatewayMetrics,
+        *,
+        rate: float,
+        buffer_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._writer = writer
+        self._metrics = metrics
+        self._rate = rate
+        self._threshold = int(rate * 2**64)
+        self._buffer_bytes = buffer_bytes
+        self._clock = clock
+        self._buffer: deque[tuple[str, dict[bytes, bytes]]] = deque()
+        self._buffered_bytes = 0
+        self._has_entries = asyncio.Event()
+
+    def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call]) -> None:
+        """Take the sampled calls of a finished batch. Sampling is a function of the prediction id."""
+        sampled = [call for call in calls if self._is_sampled(call)]
+        if not sampled:
+            return
+        name = version.key.name
+        self._metrics.count(LOG_SAMPLED, name, amount=sum(call.rows for call in sampled))
+        entry = self._entry(version, batch, sampled)
+        size = sum(array.nbytes for array in (*entry.inputs.values(), *entry.outputs.values()))
+        # Checked before encoding: what cannot be kept costs nothing more.
+        if self._buffered_bytes + size > self._buffer_bytes:
+            self._metrics.count(LOG_DROPPED, name)
+            return
+        fields = encode(entry)
+        self._buffer.append((name, fields))
+        self._buffered_bytes += _size(fields)
+        self._has_entries.set()
+
+    async def run(self) -> None:
+        """Write for ever. What could not be written stays in the buffer and is tried again."""
+        is_reachable = True
+        while True:
+            await self._has_entries.wait()
+            try:
+                await self.flush()
+                is_reachable = True
+            except StoreUnavailable as error:
+                if is_reachable:
+                    logger.warning("request log: %s; entries wait in the buffer", error)
+                is_reachable = False
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def flush(self) -> None:
+        """Write all that is buffered. Raises `StoreUnavailable`."""
+        while self._buffer:
+            entries = [self._buffer[index] for index in range(min(WRITE_ENTRIES, len(self._buffer)))]
+            await self._writer.append_predictions(entries)
+            for name, fields in entries:
+                self._buffer.popleft()
+                self._buffered_bytes -= _size(fields)
+                self._metrics.count(LOG_WRITTEN, name)
+        self._has_entries.clear()
+
+    def abandon(self) -> int:
+        """Count what is still buffered as dropped, at the end of the process; how many entries that was."""
+        for name, _ in self._buffer:
+            self._metrics.count(LOG_DROPPED, name)
+        abandoned = len(self._buffer)
+        self._buffer.clear()
+        self._buffered_bytes = 0
+        return abandoned
+
+    def _is_sampled(self, call: Call) -> bool:
+        return self._rate >= 1.0 or xxhash.xxh3_64_intdigest(call.prediction_id.encode()) < self._threshold
+
+    def _entry(self, version: ModelVersion, batch: Batch, sampled: Sequence[Call]) -> LogEntry:
+        signature = version.signature
+        inputs = {
+            spec.name: _rows([call.inputs[spec.name] for call in sampled], signature.is_batchable)
+            for spec in signature.inputs
+        }
+        outputs: dict[str, Array] = {}
+        for index, spec in enumerate(signature.outputs):
+            parts = [batch.rows_of(call, index) for call in sampled]
+            if not signature.is_batchable or all(
+                part.shape[:1] == (call.rows,) for part, call in zip(parts, sampled, strict=True)
+            ):
+                outputs[spec.name] = _rows(parts, signature.is_batchable)
+        return LogEntry(
+            key=version.key,
+            logged_at=self._clock(),
+            rate=self._rate,
+            requests=tuple(
+                LoggedRequest(call.prediction_id, call.variant, call.revision, call.rows) for call in sampled
+            ),
+            inputs=inputs,
+            outputs=outputs,
+        )
+
+
+def _rows(parts: list[Array], has_row_axis: bool) -> Array:
+    """One column; a model without a row axis counts as one row."""
+    if not has_row_axis:
+        return np.stack(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _size(fields: dict[bytes, bytes]) -> int:
+    return sum(map(len, fields.values()))

@@ -1,0 +1,146 @@
+"""The routes in force in this process.
+
+Redis holds the truth, this table what was last found good in it. A document that does not compile, a document that has
+disappeared, and a store that does not answer leave the last good rules in force and are told by `problems`. The
+good rules are also kept in a file, so that a gateway which starts while the store is down knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import orjson
+
+from gateway.errors import InvalidRoute, StoreUnavailable
+from gateway.prediction_id import name_hash
+from gateway.routing import Route, compile_route, default_route
+from gateway.runtime.registry import Registry
+from gateway.state.route_store import RouteStore
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+HISTORY_FOR_NAMES = 1_000
+"""Audit entries read at start to learn the names of variants that predictions may still be labelled for."""
+
+
+class RouteTable:
+    """Compiled routes by model name, kept current by `watch`."""
+
+    def __init__(self, registry: Registry, store: RouteStore, snapshot: Path) -> None:
+        self._registry = registry
+        self._store = store
+        self._snapshot = snapshot
+        self._routes: dict[str, Route] = {}
+        self._seen: dict[str, bytes | None] = {}
+        self._variant_names: dict[bytes, str] = {}
+        self.problems: dict[str, str] = {}
+        """By model: why the stored document is not in force."""
+        self.is_known = False
+        """Whether the rules were read at least once, from the store or from the snapshot."""
+        for name in registry.names:
+            self._put(default_route(name, registry.latest(name).key.version))
+        self._load_snapshot()
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(self._routes.values())
+
+    def get(self, name: str) -> Route | None:
+        """The route in force, or None for a model that is not loaded."""
+        return self._routes.get(name)
+
+    def variant_name(self, digest: bytes) -> str:
+        """The variant that a prediction id names by its hash; the hash itself if no such variant is remembered."""
+        return self._variant_names.get(digest) or f"#{digest.hex()}"
+
+    async def watch(self, poll_seconds: float) -> None:
+        """Follow the store for ever."""
+        is_reachable = True
+        while True:
+            try:
+                await self._learn_variant_names()
+                async with aclosing(self._store.changes(poll_seconds)) as changes:
+                    async for _ in changes:
+                        await self.refresh()
+                        if not is_reachable:
+                            logger.info("the store answers again; routes are current")
+                        is_reachable = True
+            except StoreUnavailable as error:
+                if is_reachable:
+                    logger.warning("%s; the last good routes stay in force", error)
+                is_reachable = False
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def refresh(self) -> None:
+        """Read every route once and put what changed in force."""
+        stored = await self._store.read(self._registry.names)
+        changed = [name for name, raw in stored.items() if name not in self._seen or self._seen[name] != raw]
+        for name in changed:
+            self._apply(name, stored[name])
+        self.is_known = True
+        if changed:
+            self._save_snapshot()
+
+    def _apply(self, name: str, raw: bytes | None) -> None:
+        self._seen[name] = raw
+        try:
+            route = self._compile(name, raw)
+        except InvalidRoute as error:
+            self.problems[name] = error.message
+            logger.error("route %s: %s; revision %d stays in force", name, error, self._routes[name].revision)
+            return
+        self.problems.pop(name, None)
+        if route != self._routes[name]:
+            logger.info("route %s: revision %d is in force", name, route.revision)
+        self._put(route)
+
+    def _compile(self, name: str, raw: bytes | None) -> Route:
+        if raw is None:
+            if self._routes[name].revision == 0:
+                return self._routes[name]
+            # Falling back to the default would send all traffic to the newest version because a key was lost.
+            raise InvalidRoute("the document has disappeared from the store")
+        try:
+            document = orjson.loads(raw)
+        except orjson.JSONDecodeError as error:
+            raise InvalidRoute(f"not JSON: {error}") from error
+        return compile_route(document, name=name, versions=self._registry.versions(name))
+
+    def _put(self, route: Route) -> None:
+        self._routes[route.name] = route
+        self._variant_names.update((name_hash(variant.name), variant.name) for variant in route.variants)
+
+    async def _learn_variant_names(self) -> None:
+        for name in self._registry.names:
+            for entry in await self._store.history(name, HISTORY_FOR_NAMES):
+                names = (str(variant["name"]) for variant in entry.document.get("variants", []))
+                self._variant_names.update((name_hash(variant), variant) for variant in names)
+
+    def _load_snapshot(self) -> None:
+        try:
+            documents = orjson.loads(self._snapshot.read_bytes())
+        except FileNotFoundError:
+            return
+        except (OSError, orjson.JSONDecodeError) as error:
+            logger.warning("%s: %s; starting without the last good routes", self._snapshot, error)
+            return
+        for name in self._routes.keys() & documents.keys():
+            try:
+                self._put(compile_route(documents[name], name=name, versions=self._registry.versions(name)))
+            except InvalidRoute as error:
+                logger.warning("%s: route %s: %s", self._snapshot, name, error)
+        self.is_known = True
+
+    def _save_snapshot(self) -> None:
+        documents = {route.name: route.document() for route in self._routes.values() if route.revision > 0}
+        temporary = self._snapshot.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(orjson.dumps(documents, option=orjson.OPT_INDENT_2))
+            temporary.replace(self._snapshot)
+        except OSError as error:
+            logger.warning("%s: %s; a restart without the store would not know these routes", self._snapshot, error)

@@ -1,0 +1,46 @@
+"""Appends to the streams that the collector reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gateway.state import keys
+from gateway.state.client import Store, store_errors
+
+# The marker and the entry are one step: a label is counted once, however often a client sends it.
+_APPEND_LABEL = """
+if not redis.call('SET', KEYS[2], '1', 'NX', 'EX', ARGV[1]) then
+  return 0
+end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', unpack(ARGV, 3))
+return 1
+"""
+
+
+class LogWriter:
+    """Writes sampled micro-batches and labels; every stream is capped."""
+
+    def __init__(self, store: Store, *, prediction_entries: int, feedback_entries: int) -> None:
+        self._store = store
+        self._prediction_entries = prediction_entries
+        self._feedback_entries = feedback_entries
+        self._append_label = store.register_script(_APPEND_LABEL)
+
+    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> None:
+        """Append (model, fields) pairs in one round trip. After an error any part of them may have been written."""
+        with store_errors():
+            pipeline = self._store.pipeline(transaction=False)
+            for model, fields in entries:
+                pipeline.xadd(keys.predictions(model), dict[Any, Any](fields), maxlen=self._prediction_entries, approximate=True)
+            await pipeline.execute()
+
+    async def append_label(self, model: str, prediction_id: str, fields: Mapping[str, str]) -> bool:
+        """Append one label; False if this prediction has one already."""
+        arguments: list[str | int] = [keys.LABEL_TTL_SECONDS, self._feedback_entries]
+        for name, value in fields.items():
+            arguments += [name, value]
+        with store_errors():
+            return bool(
+                await self._append_label(keys=[keys.feedback(model), keys.label(model, prediction_id)], args=arguments)
+            )

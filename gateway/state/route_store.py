@@ -1,0 +1,126 @@
+"""Route documents in Redis: compare-and-set by revision, an audit entry for every change, notice to every gateway."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.errors import Conflict
+from gateway.state import keys
+from gateway.state.client import Store, store_errors
+from gateway.types import JsonObject
+
+# A document edited by hand may be no JSON at all; such a one counts as revision 0, so that it can be replaced.
+_WRITE = """
+local current = redis.call('GET', KEYS[1])
+local revision = 0
+if current then
+  local parsed, document = pcall(cjson.decode, current)
+  if parsed and type(document) == 'table' and type(document.revision) == 'number' then
+    revision = document.revision
+  end
+end
+if revision ~= tonumber(ARGV[1]) then
+  return {0, string.format('%d', revision)}
+end
+redis.call('SET', KEYS[1], ARGV[2])
+redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'revision', ARGV[4], 'actor', ARGV[5], 'reason', ARGV[6],
+  'before', current or '', 'document', ARGV[2])
+redis.call('PUBLISH', ARGV[7], ARGV[8])
+return {1, ARGV[4]}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change of a route."""
+
+    changed_at: float
+    """Unix time in seconds, by the store's clock."""
+    revision: int
+    actor: str
+    reason: str
+    before: JsonObject | None
+    document: JsonObject
+
+
+def revision_of(raw: bytes | None) -> int:
+    """The revision a write must name: that of the stored document, 0 where there is none that can be read."""
+    document = _parse(raw) or {}
+    revision = document.get("revision")
+    return int(revision) if isinstance(revision, int | float) and not isinstance(revision, bool) else 0
+
+
+class RouteStore:
+    """The shared truth about routes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._write = store.register_script(_WRITE)
+
+    async def read(self, names: Sequence[str]) -> dict[str, bytes | None]:
+        """The stored documents, unparsed: somebody may have edited them by hand."""
+        with store_errors():
+            pipeline = self._store.pipeline(transaction=False)
+            for name in names:
+                pipeline.get(keys.route(name))
+            return dict(zip(names, await pipeline.execute(), strict=True))
+
+    async def write(self, document: JsonObject, *, expected: int, actor: str, reason: str) -> None:
+        """Store a valid document in place of revision `expected`.
+
+        Raises `Conflict` if another revision is stored by now.
+        """
+        name, revision = document["name"], document["revision"]
+        arguments = [
+            expected,
+            orjson.dumps(document),
+            keys.AUDIT_ENTRIES,
+            revision,
+            actor,
+            reason,
+            keys.CHANGES_CHANNEL,
+            name,
+        ]
+        with store_errors():
+            written, current = await self._write(keys=[keys.route(name), keys.audit(name)], args=arguments)
+        if not written:
+            raise Conflict(f"route {name!r} is at revision {int(current)}, the change was made for revision {expected}")
+
+    async def history(self, name: str, limit: int) -> list[AuditEntry]:
+        """The newest changes first."""
+        with store_errors():
+            entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._store.xrevrange(  # type: ignore[assignment]
+                keys.audit(name), count=limit
+            )
+        return [_audit_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def changes(self, poll_seconds: float) -> AsyncGenerator[None]:
+        """Yields when a route may have changed: at each notice, and every `poll_seconds` at the latest."""
+        with store_errors():
+            async with self._store.pubsub(ignore_subscribe_messages=True) as pubsub:
+                await pubsub.subscribe(keys.CHANGES_CHANNEL)
+                while True:
+                    yield
+                    await pubsub.get_message(timeout=poll_seconds)
+
+
+def _parse(raw: bytes | None) -> JsonObject | None:
+    try:
+        document = orjson.loads(raw or b"null")
+    except orjson.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _audit_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> AuditEntry:
+    return AuditEntry(
+        changed_at=int(entry_id.split(b"-")[0]) / 1000,
+        revision=int(fields[b"revision"]),
+        actor=fields[b"actor"].decode(),
+        reason=fields[b"reason"].decode(),
+        before=_parse(fields[b"before"]),
+        document=_parse(fields[b"document"]) or {},
+    )

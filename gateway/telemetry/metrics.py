@@ -1,0 +1,182 @@
+"""Every instrument, declared once, and the counters behind those of the serving path.
+
+The serving path records once a batch, into numpy arrays; `prometheus_client` sees them only when it is asked to expose.
+Gauges whose truth lives elsewhere are read at that moment through sources.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.types import Array, ModelKey
+
+
+class Instrument(NamedTuple):
+    """Name, kind, help and labels as they are exposed."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+
+
+_VERSION = ("model", "version")
+
+REQUESTS = Instrument(
+    "gateway_requests_total", "counter", "Predictions answered with 200.", ("model", "version", "variant")
+)
+ROWS = Instrument("gateway_rows_total", "counter", "Rows of the predictions answered with 200.", _VERSION)
+BATCHES = Instrument("gateway_batches_total", "counter", "ONNX Runtime calls that succeeded.", _VERSION)
+ERRORS = Instrument(
+    "gateway_errors_total", "counter", "Prediction requests refused or failed, by error code.", ("model", "reason")
+)
+CANCELLED = Instrument(
+    "gateway_cancelled_total", "counter", "Predictions whose client left before the answer.", _VERSION
+)
+LATENCY = Instrument(
+    "gateway_request_duration_seconds", "histogram", "From admission to the end of the run, by request.", _VERSION
+)
+QUEUE = Instrument("gateway_queue_duration_seconds", "histogram", "Wait before the run, by request.", _VERSION)
+RUN = Instrument("gateway_run_duration_seconds", "histogram", "ONNX Runtime call, by batch.", _VERSION)
+BATCH_ROWS = Instrument("gateway_batch_rows", "histogram", "Rows in one ONNX Runtime call.", _VERSION)
+QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
+MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
+ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
+ROUTE_WEIGHT = Instrument(
+    "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
+)
+ROUTE_INVALID = Instrument(
+    "gateway_route_invalid", "gauge", "1 while the stored route is unusable and the last good one serves.", ("route",)
+)
+LOG_SAMPLED = Instrument("gateway_log_sampled_rows_total", "counter", "Rows chosen for the request log.", ("model",))
+LOG_WRITTEN = Instrument("gateway_log_written_entries_total", "counter", "Log entries the store took.", ("model",))
+LOG_DROPPED = Instrument(
+    "gateway_log_dropped_entries_total", "counter", "Log entries lost because the buffer was full.", ("model",)
+)
+LABELS = Instrument(
+    "gateway_labels_total", "counter", "Labels taken by /v2/feedback, by outcome.", ("model", "outcome")
+)
+DRIFT_STATUS = Instrument(
+    "gateway_drift_status", "gauge", "Latest verdict: 0 ok, 1 warning, 2 alarm, -1 undecided.", _VERSION
+)
+DRIFT_SCORE = Instrument(
+    "gateway_drift_score",
+    "gauge",
+    "Effect sizes of the latest verdict, by feature and statistic.",
+    ("model", "version", "feature", "statistic"),
+)
+
+INSTRUMENTS = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
+
+SECONDS_BUCKETS = np.array(
+    [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
+)
+ROWS_BUCKETS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+
+Labels: TypeAlias = tuple[str, ...]
+
+
+class Histogram:
+    """Counts of observations by bucket, as Prometheus means them: `le` is inclusive."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Array) -> None:
+        self.bounds = bounds
+        self.counts = np.zeros(len(bounds) + 1, np.int64)
+        self.total = 0.0
+
+    def observe(self, values: Array) -> None:
+        """Add an array of observations."""
+        self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
+        self.total += float(values.sum())
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative (le, count) pairs."""
+        edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
+        return list(zip(edges, np.cumsum(self.counts).astype(float).tolist(), strict=True))
+
+
+class VersionMetrics:
+    """What one model version did."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.rows = 0
+        self.batches = 0
+        self.cancelled = 0
+        self.latency = Histogram(SECONDS_BUCKETS)
+        self.queue = Histogram(SECONDS_BUCKETS)
+        self.run = Histogram(SECONDS_BUCKETS)
+        self.batch_rows = Histogram(ROWS_BUCKETS)
+
+
+class GatewayMetrics(Collector):
+    """The counters of the serving path, and the sources of the gauges."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+        self._versions: dict[ModelKey, VersionMetrics] = {}
+        self._counters: dict[Instrument, Counter[Labels]] = {
+            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, LABELS)
+        }
+        self._gauges: list[Callable[[], Iterable[tuple[Instrument, Labels, float]]]] = []
+
+    def version(self, key: ModelKey) -> VersionMetrics:
+        """The counters of a version; made on first use."""
+        return self._versions.setdefault(key, VersionMetrics())
+
+    def count(self, instrument: Instrument, *labels: str, amount: int = 1) -> None:
+        """Add to a counter that is not kept by version."""
+        self._counters[instrument][labels] += amount
+
+    def add_gauges(self, source: Callable[[], Iterable[tuple[Instrument, Labels, float]]]) -> None:
+        """`source` is asked for (instrument, label values, value) at every exposition."""
+        self._gauges.append(source)
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, for `prometheus_client`."""
+        yield from self._version_families()
+        for instrument, values in self._counters.items():
+            counter = CounterMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
+            for labels, value in values.items():
+                counter.add_metric(labels, value)
+            yield counter
+        yield from self._gauge_families()
+
+    def _version_families(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(REQUESTS.name, REQUESTS.help, labels=REQUESTS.labels)
+        for key, version in self._versions.items():
+            for variant, value in version.requests.items():
+                requests.add_metric((*key, variant), value)
+        yield requests
+        for instrument, attribute in ((ROWS, "rows"), (BATCHES, "batches"), (CANCELLED, "cancelled")):
+            counter = CounterMetricFamily(instrument.name, instrument.help, labels=_VERSION)
+            for key, version in self._versions.items():
+                counter.add_metric(key, getattr(version, attribute))
+            yield counter
+        attributes = ((LATENCY, "latency"), (QUEUE, "queue"), (RUN, "run"), (BATCH_ROWS, "batch_rows"))
+        for instrument, attribute in attributes:
+            family = HistogramMetricFamily(instrument.name, instrument.help, labels=_VERSION)
+            for key, version in self._versions.items():
+                histogram: Histogram = getattr(version, attribute)
+                family.add_metric(key, histogram.buckets(), histogram.total)
+            yield family
+
+    def _gauge_families(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for source in self._gauges:
+            for instrument, labels, value in source():
+                family = families.setdefault(
+                    instrument.name, GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
+                )
+                family.add_metric(labels, value)
+        yield from families.values()
