@@ -36,6 +36,13 @@ class Unauthorized(GatewayError):
     code = "unauthorized"
 
 
+class Forbidden(GatewayError):
+    """A browser on this machine was sent to the ops port by somebody else's page."""
+
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(GatewayError):
     """No such path, model, version or route."""
 

@@ -121,6 +121,8 @@ class Manifest(Document):
     features: tuple[Feature, ...]
     prediction: Prediction
     metrics: dict[str, float]
+    example: dict[str, list[float | str]] = {}
+    """One real row: by input, its values in row-major order."""
 
 
 def sha256_of(path: Path) -> str:

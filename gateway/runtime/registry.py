@@ -93,12 +93,11 @@ class Loader:
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
 
-    def load_all(self, folders: list[VersionFolder]) -> Registry:
-        """Load every version. One that fails is refused by name and the rest are served.
+    def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
+        """Load every version into the registry. One that fails is refused by name and the rest are served.
 
         Raises `StartupError` if not a single version could be loaded.
         """
-        registry = Registry()
         for folder in folders:
             try:
                 registry.add(self.load(folder))
@@ -107,7 +106,6 @@ class Loader:
                 registry.refused[folder.key] = str(error)
         if not registry.names:
             raise StartupError("no model could be loaded: " + "; ".join(registry.refused.values()))
-        return registry
 
     def load(self, folder: VersionFolder) -> ModelVersion:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""

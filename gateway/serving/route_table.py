@@ -30,7 +30,7 @@ HISTORY_FOR_NAMES = 1_000
 
 
 class RouteTable:
-    """Compiled routes by model name, kept current by `watch`."""
+    """Compiled routes by model name, in force from `begin` on and kept current by `watch`."""
 
     def __init__(self, registry: Registry, store: RouteStore, snapshot: Path) -> None:
         self._registry = registry
@@ -43,8 +43,11 @@ class RouteTable:
         """By model: why the stored document is not in force."""
         self.is_known = False
         """Whether the rules were read at least once, from the store or from the snapshot."""
-        for name in registry.names:
-            self._put(default_route(name, registry.latest(name).key.version))
+
+    def begin(self) -> None:
+        """With the models loaded, put the defaults and then the last good rules in force."""
+        for name in self._registry.names:
+            self._put(default_route(name, self._registry.latest(name).key.version))
         self._load_snapshot()
 
     def __iter__(self) -> Iterator[Route]:

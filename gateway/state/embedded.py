@@ -6,86 +6,72 @@ Its append-only file is on, so routes, labels and verdicts survive a restart. Th
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.state.process import spawn, stop
+from gateway.state.process import ChildProcess
 
-START_TIMEOUT_SECONDS = 30.0
-STOP_TIMEOUT_SECONDS = 10.0
+START_TIMEOUT_SECONDS = 60.0
+"""Reading a large append-only file takes a while."""
 SOCKET_PATH_LIMIT = 100
 """Unix socket paths are limited to 108 bytes on Linux and 104 on macOS."""
 
 
-class EmbeddedStore:
-    """Starts, watches and stops the child. One data directory serves one child at a time."""
+class EmbeddedStore(ChildProcess):
+    """The child and its files. One data directory serves one child at a time."""
 
     def __init__(self, data_dir: Path) -> None:
+        """Raises `StartupError` if the binary is not installed."""
         self._dir = data_dir.resolve() / "valkey"
         self._socket = _socket_path(self._dir)
-        self._process: subprocess.Popen[bytes] | None = None
+        command = [
+            str(_binary()),
+            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
+            *("--dir", str(self._dir), "--logfile", str(self._log)),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+        ]
+        super().__init__("store", command)
 
     @property
     def url(self) -> str:
         """For `state.client.connect`."""
         return f"unix://{self._socket}"
 
-    @property
-    def pid(self) -> int | None:
-        """Process id of the running child."""
-        return self._process.pid if self._process else None
-
-    @property
-    def is_running(self) -> bool:
-        """False once the child has exited by itself."""
-        return self._process is not None and self._process.poll() is None
-
-    def start(self) -> None:
-        """Start the child and wait until it answers. Raises `StartupError` with the end of its log."""
+    def launch(self) -> None:
+        """Start the child; it answers once it has read its files."""
         self._dir.mkdir(parents=True, exist_ok=True)
         self._socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._socket.unlink(missing_ok=True)
-        command = [
-            str(_binary()),
-            *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
-            *("--dir", str(self._dir), "--logfile", str(self._dir / "valkey.log")),
-            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-        ]
-        self._process = spawn(command)
-        self._wait_until_ready()
+        super().launch()
 
-    def stop(self) -> None:
-        """Stop the child; what it acknowledged is on disk."""
-        if self._process is None:
-            return
-        stop(self._process, STOP_TIMEOUT_SECONDS)
-        self._process = None
-
-    def _wait_until_ready(self) -> None:
+    def start(self) -> None:
+        """Start the child and block until it answers. Raises `StartupError` with the end of its log if it does not."""
+        self.launch()
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
-        client = Redis.from_url(self.url, socket_timeout=1.0)
-        try:
+        with Redis.from_url(self.url, socket_timeout=1.0) as client:
             while time.monotonic() < deadline and self.is_running:
                 try:
                     client.ping()
-                except (BusyLoadingError, RedisError, OSError):
+                except (RedisError, OSError):
                     time.sleep(0.01)
                 else:
                     return
-        finally:
-            client.close()
         self.stop()
         raise StartupError(f"the embedded store did not start; the end of its log:\n{self._log_tail()}")
 
+    @property
+    def _log(self) -> Path:
+        return self._dir / "valkey.log"
+
     def _log_tail(self, lines: int = 8) -> str:
-        log = self._dir / "valkey.log"
-        return "\n".join(log.read_text("utf-8", "replace").splitlines()[-lines:]) if log.exists() else "(no log)"
+        if not self._log.exists():
+            return "(no log)"
+        return "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-lines:])
 
 
 def _binary() -> Path:

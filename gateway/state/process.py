@@ -1,40 +1,94 @@
-"""Child processes that do not outlive the gateway, however it ends."""
+"""Child processes: they do not outlive the gateway, however it ends, and are started again when they die."""
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
+import logging
 import signal
 import subprocess
 import sys
 
+logger = logging.getLogger(__name__)
+
 _PR_SET_PDEATHSIG = 1
 
-
-def spawn(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a child in a session of its own, so that Ctrl-C reaches the gateway alone, which stops its children last.
-
-    On Linux the kernel sends the child SIGTERM when the parent dies without doing so (prctl(2), PR_SET_PDEATHSIG).
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_parent() -> None:
-        # Between fork and exec: one system call, nothing that could wait for a lock held by another thread.
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-    return subprocess.Popen(  # noqa: S603 -- callers pass our own binaries and arguments
-        command,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=die_with_parent,  # noqa: PLW1509 -- see above
-    )
+CHECK_SECONDS = 0.25
+FIRST_PAUSE_SECONDS = 0.5
+LAST_PAUSE_SECONDS = 30.0
+"""A child that keeps dying is started again after pauses that double up to this."""
+STOP_TIMEOUT_SECONDS = 15.0
 
 
-def stop(process: subprocess.Popen[bytes], timeout: float) -> None:
-    """SIGTERM, then SIGKILL after `timeout` seconds; returns when the child is gone."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+class ChildProcess:
+    """One child and its command line."""
+
+    def __init__(self, name: str, command: list[str]) -> None:
+        self.name = name
+        self._command = command
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None while there is no child."""
+        return self._process.pid if self._process else None
+
+    @property
+    def is_running(self) -> bool:
+        """False once the child has exited by itself."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the child and wait until it is of use."""
+        self.launch()
+
+    def launch(self) -> None:
+        """Start the child without waiting.
+
+        It gets a session of its own: Ctrl-C reaches the gateway alone, which stops its children last.
+        On Linux the kernel sends the child SIGTERM when the thread that called this ends without having done so
+        (prctl(2), PR_SET_PDEATHSIG): call it on the main thread.
+        """
+        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+        def die_with_parent() -> None:
+            # Between fork and exec: one system call, nothing that could wait for a lock held by another thread.
+            if libc is not None:
+                libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+        self._process = subprocess.Popen(  # noqa: S603 -- our own binaries and arguments
+            self._command,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 -- see above
+        )
+
+    def stop(self) -> None:
+        """SIGTERM, after a while SIGKILL; returns when the child is gone."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            logger.warning("the %s does not stop; killing it", self.name)
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    async def keep_running(self) -> None:
+        """Start the child again whenever it has exited, for ever."""
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE_SECONDS
+        started = loop.time()
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            if self.is_running:
+                continue
+            if loop.time() - started > LAST_PAUSE_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            logger.error("the %s has exited; starting it again in %g s", self.name, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE_SECONDS)
+            started = loop.time()
+            self.launch()

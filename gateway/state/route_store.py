@@ -48,7 +48,7 @@ class AuditEntry:
 
 def revision_of(raw: bytes | None) -> int:
     """The revision a write must name: that of the stored document, 0 where there is none that can be read."""
-    document = _parse(raw) or {}
+    document = parse_document(raw) or {}
     revision = document.get("revision")
     return int(revision) if isinstance(revision, int | float) and not isinstance(revision, bool) else 0
 
@@ -107,7 +107,8 @@ class RouteStore:
                     await pubsub.get_message(timeout=poll_seconds)
 
 
-def _parse(raw: bytes | None) -> JsonObject | None:
+def parse_document(raw: bytes | None) -> JsonObject | None:
+    """The JSON object in `raw`, or None if it is anything else."""
     try:
         document = orjson.loads(raw or b"null")
     except orjson.JSONDecodeError:
@@ -121,6 +122,6 @@ def _audit_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> AuditEntry:
         revision=int(fields[b"revision"]),
         actor=fields[b"actor"].decode(),
         reason=fields[b"reason"].decode(),
-        before=_parse(fields[b"before"]),
-        document=_parse(fields[b"document"]) or {},
+        before=parse_document(fields[b"before"]),
+        document=parse_document(fields[b"document"]) or {},
     )

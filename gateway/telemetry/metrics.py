@@ -81,6 +81,7 @@ SECONDS_BUCKETS = np.array(
 ROWS_BUCKETS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
 Labels: TypeAlias = tuple[str, ...]
+Gauge: TypeAlias = tuple[Instrument, Labels, float]
 
 
 class Histogram:
@@ -128,7 +129,7 @@ class GatewayMetrics(Collector):
         self._counters: dict[Instrument, Counter[Labels]] = {
             instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, LABELS)
         }
-        self._gauges: list[Callable[[], Iterable[tuple[Instrument, Labels, float]]]] = []
+        self._gauges: list[Callable[[], Iterable[Gauge]]] = []
 
     def version(self, key: ModelKey) -> VersionMetrics:
         """The counters of a version; made on first use."""
@@ -138,7 +139,7 @@ class GatewayMetrics(Collector):
         """Add to a counter that is not kept by version."""
         self._counters[instrument][labels] += amount
 
-    def add_gauges(self, source: Callable[[], Iterable[tuple[Instrument, Labels, float]]]) -> None:
+    def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
         """`source` is asked for (instrument, label values, value) at every exposition."""
         self._gauges.append(source)
 

@@ -1,0 +1,135 @@
+"""The ops port: routes, verdicts and metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.api.answers import json_response
+from gateway.api.auth import METRICS_PATH
+from gateway.api.body import read_body
+from gateway.errors import InvalidRequest, PreconditionRequired
+from gateway.protocol.json_codec import decode_object
+from gateway.serving.route_editor import RouteEditor
+from gateway.serving.route_table import RouteTable
+from gateway.serving.watching import Watching
+from gateway.state.route_store import RouteStore
+from gateway.telemetry.metrics import GatewayMetrics
+from gateway.types import JsonObject
+
+ROUTE_BODY_LIMIT = 256 * 1024
+TEXT_LIMIT = 500
+"""Characters of an actor or a reason."""
+HISTORY_LIMIT = 1_000
+REVISION_TAG = re.compile(r'(?:W/)?"?(\d{1,8})"?\Z')
+
+
+class AdminApi:
+    """Endpoints for ops people and the command line."""
+
+    def __init__(
+        self,
+        table: RouteTable,
+        store: RouteStore,
+        editor: RouteEditor,
+        watching: Watching,
+        metrics: GatewayMetrics,
+    ) -> None:
+        self._table = table
+        self._store = store
+        self._editor = editor
+        self._watching = watching
+        self._metrics = metrics
+
+    def routes(self) -> list[Route]:
+        """For a Starlette application."""
+        return [
+            Route("/admin/routes", self.list_routes),
+            Route("/admin/routes/{name}", self.show_route, methods=["GET"]),
+            Route("/admin/routes/{name}", self.change_route, methods=["PUT", "PATCH"]),
+            Route("/admin/routes/{name}/history", self.route_history),
+            Route("/admin/drift", self.drift),
+            Route("/admin/drift/{name}", self.drift),
+            Route("/admin/drift/{name}/history", self.drift_history),
+            Route(METRICS_PATH, self.metrics),
+        ]
+
+    async def list_routes(self, _request: Request) -> Response:
+        """Every route in force, with the problem that keeps a stored document out of force."""
+        return json_response({"routes": [self._in_force(route.name) for route in self._table]})
+
+    async def show_route(self, request: Request) -> Response:
+        """One route in force; `ETag` is the stored revision, which a change must name."""
+        name = request.path_params["name"]
+        revision, _ = await self._editor.stored(name)
+        return json_response(self._in_force(name), headers={"ETag": f'"{revision}"'})
+
+    async def change_route(self, request: Request) -> Response:
+        """PUT replaces the document, PATCH merges into it (RFC 7396). `If-Match` names the revision it changes."""
+        expected = _expected_revision(request)
+        document = decode_object(await read_body(request, ROUTE_BODY_LIMIT))
+        change = self._editor.put if request.method == "PUT" else self._editor.patch
+        stored = await change(
+            request.path_params["name"],
+            document,
+            expected=expected,
+            actor=_text(request, "actor") or (request.client.host if request.client else "unknown"),
+            reason=_text(request, "reason"),
+        )
+        return json_response(stored, headers={"ETag": f'"{stored["revision"]}"'})
+
+    async def route_history(self, request: Request) -> Response:
+        """Who changed the route, when and why; newest first."""
+        name = request.path_params["name"]
+        await self._editor.stored(name)
+        entries = await self._store.history(name, _limit(request))
+        return json_response({"name": name, "changes": [dataclasses.asdict(entry) for entry in entries]})
+
+    async def drift(self, request: Request) -> Response:
+        """Latest verdicts, windows still open, and accuracy on labels; of one model or of all."""
+        return json_response({"models": await self._watching.report(request.path_params.get("name"))})
+
+    async def drift_history(self, request: Request) -> Response:
+        """Past verdicts of one model; newest first."""
+        name = request.path_params["name"]
+        return json_response({"name": name, "verdicts": await self._watching.history(name, _limit(request))})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus exposition, in the format the scraper asks for."""
+        await self._watching.refresh_gauges()
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"Content-Type": content_type})
+
+    def _in_force(self, name: str) -> JsonObject:
+        route = self._table.get(name)
+        document = route.document() if route else {}
+        return {**document, "problem": self._table.problems.get(name)}
+
+
+def _expected_revision(request: Request) -> int:
+    tag = request.headers.get("if-match")
+    if tag is None:
+        raise PreconditionRequired('a change needs If-Match: "<revision>", as GET gives it in ETag')
+    matched = REVISION_TAG.match(tag.strip())
+    if matched is None:
+        raise InvalidRequest(f'If-Match: expected a revision such as "7", got {tag!r:.40}')
+    return int(matched[1])
+
+
+def _text(request: Request, name: str) -> str:
+    text = request.query_params.get(name, "")
+    if len(text) > TEXT_LIMIT:
+        raise InvalidRequest(f"{name}: at most {TEXT_LIMIT} characters, got {len(text)}")
+    return text
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", "20")
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= HISTORY_LIMIT:
+        raise InvalidRequest(f"limit: expected a whole number from 1 to {HISTORY_LIMIT}, got {text!r:.20}")
+    return int(text)

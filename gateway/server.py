@@ -1,0 +1,259 @@
+"""`gateway serve`: start everything in order, serve, stop everything in the opposite order."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from gateway.errors import StartupError, StoreUnavailable
+from gateway.runtime.registry import Loader
+from gateway.runtime.repository import scan
+from gateway.runtime.session import Device, choose_device
+from gateway.settings import Settings
+from gateway.state.client import Store, connect, redact
+from gateway.state.embedded import EmbeddedStore
+from gateway.state.id_key import shared_id_key
+from gateway.state.process import ChildProcess
+from gateway.wiring import Gateway
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the idle time-outs of common load balancers (60 s), so that they close first and lose no request."""
+GIL_SWITCH_SECONDS = 2e-5
+"""A thread that comes back from ONNX Runtime waits this long for the interpreter, instead of Python's 5 ms."""
+LAST_FLUSH_SECONDS = 5.0
+"""At shutdown, how long the request log may take to write what it holds."""
+ID_KEY_FILE = "id.key"
+LOCK_FILE = "lock"
+
+
+class Listener(uvicorn.Server):
+    """Uvicorn on a bound socket, without its signal handlers: two run in one process and stop in order."""
+
+    def __init__(self, app: ASGIApp, sock: socket.socket, shutdown_timeout: float) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
+        )
+        super().__init__(config)
+        self._socket = sock
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave them to `serve`."""
+        yield
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Accept connections; at the end refuse new ones and answer what is in flight."""
+        task = asyncio.create_task(self.serve(sockets=[self._socket]))
+        try:
+            yield
+        finally:
+            self.should_exit = True
+            await task
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What the terminal is told once both ports answer."""
+
+    gateway: Gateway
+    public_url: str
+    ops_url: str
+    store: str
+    device: Device
+    settings: Settings
+
+
+async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
+    """Serve until SIGINT or SIGTERM; return when everything is stopped.
+
+    Raises `StartupError` if something that the settings ask for cannot be had.
+    """
+    sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    stop = _stop_signals()
+    async with AsyncExitStack() as stack:
+        # 1. What can fail without side effects: the folder, the ports, the device, the models on disk.
+        stack.enter_context(_exclusive(settings.data_dir))
+        public_socket = stack.enter_context(_bind("port", settings.host, settings.port))
+        ops_socket = stack.enter_context(_bind("ops_port", settings.ops_host, settings.ops_port))
+        device = choose_device(settings.device)
+        folders = scan(settings.models)
+        # 2. The store and the collector, each a child if it is ours.
+        redis_url, children = _children(settings)
+        for child in children:
+            stack.callback(child.stop)
+            child.start()
+        store = connect(redis_url)
+        stack.push_async_callback(store.aclose)
+        # 3. The models, then the rules about them.
+        gateway = Gateway(settings, store, await _id_key(settings, store))
+        executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
+        loader = Loader(device, settings.threads, executor, settings.request_timeout, gateway.plane.finish)
+        loader.load_all(folders, gateway.registry)
+        gateway.routes.begin()
+        await _first_rules(gateway)
+        # 4. What runs beside the requests.
+        await stack.enter_async_context(
+            _background(
+                gateway.routes.watch(settings.route_poll_seconds),
+                gateway.log.run(),
+                *(child.keep_running() for child in children),
+            )
+        )
+        # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
+        ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
+        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout)
+        stack.push_async_callback(_flush, gateway)
+        await stack.enter_async_context(ops.running())
+        stack.push_async_callback(gateway.registry.close)
+        await stack.enter_async_context(public.running())
+        announce(Started(gateway, _url(public_socket), _url(ops_socket), redact(redis_url), device, settings))
+        await stop.wait()
+        # 6. Tell the load balancers, and give them time to look.
+        logger.info("stopping")
+        gateway.plane.is_draining = True
+        await asyncio.sleep(settings.drain_seconds)
+    logger.info("stopped")
+
+
+def _children(settings: Settings) -> tuple[str, list[ChildProcess]]:
+    children: list[ChildProcess] = []
+    redis_url = settings.redis_url
+    if redis_url is None:
+        embedded = EmbeddedStore(settings.data_dir)
+        redis_url = embedded.url
+        children.append(embedded)
+    if settings.collector:
+        children.append(_collector(settings, redis_url))
+    return redis_url, children
+
+
+def _collector(settings: Settings, redis_url: str) -> ChildProcess:
+    """`gateway collect` as a child, so that its work never delays a prediction."""
+    if importlib.util.find_spec("datasketches") is None:
+        raise StartupError(
+            "the collector's libraries are missing: `pip install 'model-gateway[collector]'`, or start with "
+            "--no-collector and run `gateway collect` elsewhere"
+        )
+    options = {
+        "--models": str(settings.models),
+        "--redis-url": redis_url,
+        "--log-level": settings.log_level,
+        "--log-format": settings.log_format,
+    }
+    command = [sys.executable, "-m", "gateway", "collect", *(part for option in options.items() for part in option)]
+    return ChildProcess("collector", command)
+
+
+async def _id_key(settings: Settings, store: Store) -> bytes:
+    if settings.id_key is not None:
+        return settings.id_key.get_secret_value().encode()
+    return await shared_id_key(store, settings.data_dir / ID_KEY_FILE)
+
+
+async def _first_rules(gateway: Gateway) -> None:
+    try:
+        await gateway.routes.refresh()
+    except StoreUnavailable as error:
+        rules = "the last good routes are in force" if gateway.routes.is_known else "not ready until it does"
+        logger.warning("%s; %s", error, rules)
+
+
+async def _flush(gateway: Gateway) -> None:
+    try:
+        async with asyncio.timeout(LAST_FLUSH_SECONDS):
+            await gateway.log.flush()
+    except (StoreUnavailable, TimeoutError):
+        logger.warning("%d request log entries were lost: the store does not answer", gateway.log.abandon())
+
+
+@asynccontextmanager
+async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run them until the end. One that fails is a bug: it is logged, and the process stops rather than limps on."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    for task in tasks:
+        task.add_done_callback(_stop_on_failure)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _stop_on_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("a background task failed; stopping", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _stop_signals() -> asyncio.Event:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+@contextmanager
+def _exclusive(data_dir: Path) -> Iterator[None]:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / LOCK_FILE).open("w")
+    except OSError as error:
+        raise StartupError(f"data_dir {data_dir}: {error.strerror}; name a writable folder with --data-dir") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StartupError(
+                f"data_dir {data_dir} is in use by another gateway; stop it, or name another with --data-dir"
+            ) from error
+        yield
+
+
+@contextmanager
+def _bind(name: str, host: str, port: int) -> Iterator[socket.socket]:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise StartupError(f"{name} {host}:{port}: {error.strerror}") from error
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(address)
+        except OSError as error:
+            raise StartupError(f"{name} {host}:{port}: {error.strerror}; choose another with --{name}") from error
+        yield sock
+
+
+def _url(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

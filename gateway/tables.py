@@ -1,0 +1,148 @@
+"""What the command line prints: plain sentences and tables that a person can read, also through a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from gateway.types import JsonObject
+
+STATUS_STYLES = {"ok": "green", "warning": "yellow", "alarm": "bold red", "drift": "bold red"}
+
+TOP_FEATURES = 12
+"""Features shown for each version, those with the largest effects first."""
+
+
+def route_table(routes: Iterable[JsonObject]) -> RenderableType:
+    """One line a variant."""
+    table = _table("route", "revision", "variant", "version", "weight", "rules", right=("revision", "weight"))
+    problems = []
+    for route in routes:
+        for index, variant in enumerate(route["variants"]):
+            head = (route["name"], _revision(route["revision"])) if index == 0 else ("", "")
+            rules = _rules(route) if index == 0 else ""
+            table.add_row(*head, variant["name"], variant["version"], f"{variant['weight']:g} %", rules)
+        if route.get("problem"):
+            problems.append(Text(f"{route['name']}: not in force: {route['problem']}", "bold red"))
+    return Group(table, *problems)
+
+
+def history_table(changes: Iterable[JsonObject]) -> RenderableType:
+    """One line a change, newest first."""
+    table = _table("revision", "when", "who", "weights", "why", right=("revision",))
+    for change in changes:
+        weights = " ".join(f"{v['name']}={v['weight']:g}" for v in change["document"].get("variants", []))
+        table.add_row(
+            str(change["revision"]), _local_time(change["changed_at"]), change["actor"], weights, change["reason"]
+        )
+    return table
+
+
+def drift_report(models: Iterable[JsonObject]) -> RenderableType:
+    """For each version its verdict, the features that moved most, and how it did on labels."""
+    parts: list[RenderableType] = []
+    for model in models:
+        parts += [_version_report(model["name"], version) for version in model["versions"]]
+        if model["performance"]:
+            parts.append(_performance_table(model["performance"]))
+        set_aside = model["collector"].get("dead_letters", 0)
+        if set_aside:
+            parts.append(Text(f"{set_aside} malformed stream entries were set aside", "yellow"))
+    return Group(*parts)
+
+
+def _version_report(name: str, version: JsonObject) -> RenderableType:
+    verdict, window = version["verdict"], version["window"]
+    progress = f"open window: {window['rows']} rows of at least {window['min_rows']}"
+    title = Text.assemble((f"{name} {version['version']}", "bold"), "  ")
+    if verdict is None:
+        return Group(title.append("no verdict yet", "dim").append(f"  ({progress})"), "")
+    title.append(verdict["status"], STATUS_STYLES.get(verdict["status"], "cyan"))
+    title.append(f"  {verdict['rows']} rows until {_local_time(verdict['closed'])}; {progress}", "dim")
+    reasons = [Text(f"  {reason}") for reason in verdict["reasons"]]
+    return (
+        Group(title, *reasons, _feature_table(verdict["features"]), "")
+        if verdict["features"]
+        else Group(title, *reasons, "")
+    )
+
+
+def _feature_table(features: list[JsonObject]) -> RenderableType:
+    table = _table(
+        "feature",
+        "state",
+        "KS",
+        "PSI",
+        "Cramér's V",
+        "p (adjusted)",
+        "missing",
+        "detectable from",
+        "n",
+        right=("KS", "PSI", "Cramér's V", "p (adjusted)", "missing", "detectable from", "n"),
+    )
+    ranked = sorted(features, key=lambda f: max(f["ks"] or 0.0, f["psi"] or 0.0, f["cramers_v"] or 0.0), reverse=True)
+    for feature in ranked[:TOP_FEATURES]:
+        table.add_row(
+            feature["name"],
+            Text(feature["state"], STATUS_STYLES.get(feature["state"], "")),
+            *(_number(feature[key]) for key in ("ks", "psi", "cramers_v")),
+            "" if feature["adjusted_p"] is None else f"{feature['adjusted_p']:.1e}",
+            f"{feature['missing_rate']:.1%}",
+            _number(feature["minimum_detectable"]),
+            str(feature["n"]),
+        )
+    rest = len(ranked) - TOP_FEATURES
+    return Group(table, Text(f"  and {rest} more features that moved less", "dim")) if rest > 0 else table
+
+
+def _performance_table(performance: list[JsonObject]) -> RenderableType:
+    table = _table(
+        "version", "variant", "labels", "accuracy", "MAE", "RMSE", right=("labels", "accuracy", "MAE", "RMSE")
+    )
+    for record in performance:
+        table.add_row(
+            record["version"],
+            record["variant"] or "(asked for by version)",
+            str(record["labelled"]),
+            _number(record["accuracy"]),
+            _number(record["mean_absolute_error"]),
+            _number(record["root_mean_squared_error"]),
+        )
+    return table
+
+
+def stdout_console() -> Console:
+    """Standard output; through a pipe, wide enough that no table is folded."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def _rules(route: JsonObject) -> str:
+    rules = [f"{m['header']}: {m['equals']} -> {m['variant']}" for m in route.get("match", [])]
+    if "sticky" in route:
+        rules.append(f"sticky by {route['sticky']['header']}")
+    return ", ".join(rules)
+
+
+def _revision(revision: int) -> str:
+    return str(revision) if revision else "default"
+
+
+def _local_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

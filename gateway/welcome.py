@@ -1,0 +1,53 @@
+"""What `gateway serve` says on the terminal once it serves: what is where, and what to try next."""
+
+from __future__ import annotations
+
+import shlex
+
+import orjson
+from rich import box
+from rich.panel import Panel
+from rich.table import Table
+
+from gateway.protocol.datatypes import BYTES
+from gateway.runtime.registry import ModelVersion, Registry
+from gateway.server import Started
+from gateway.tables import stdout_console
+from gateway.types import JsonObject, TensorSpec
+
+
+def announce(started: Started) -> None:
+    """Print it to standard output."""
+    registry = started.gateway.registry
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("predictions", started.public_url)
+    facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
+    facts.add_row("store", started.store)
+    facts.add_row("device", started.device)
+    for index, name in enumerate(registry.names):
+        facts.add_row("models" if index == 0 else "", f"{name}  (versions {', '.join(registry.versions(name))})")
+    for key, reason in registry.refused.items():
+        facts.add_row("[red]refused[/red]", f"{key}: {reason}")
+    console = stdout_console()
+    console.print(Panel(facts, title="gateway", title_align="left", box=box.ROUNDED, expand=False))
+    console.print("Ask for a prediction:\n")
+    console.print(example(started.public_url, registry), soft_wrap=True, markup=False)
+    console.print("\nThen: gateway routes list, gateway drift, make demo. Ctrl-C stops everything.")
+
+
+def example(public_url: str, registry: Registry) -> str:
+    """A curl line that works when pasted."""
+    version = registry.latest(registry.names[0])
+    body = orjson.dumps({"inputs": [_tensor(version, spec) for spec in version.signature.inputs]}).decode()
+    return f"curl -s -i {public_url}/v2/models/{version.key.name}/infer -d {shlex.quote(body)}"
+
+
+def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
+    """One row; a variable dimension has the extent 1."""
+    shape = [1 if extent == -1 else extent for extent in spec.shape]
+    size = 1
+    for extent in shape:
+        size *= extent
+    filler: list[object] = [{BYTES: "", "BOOL": False}.get(spec.datatype, 0)] * size
+    known = version.manifest.example.get(spec.name) if version.manifest else None
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": known or filler}

@@ -1,0 +1,69 @@
+"""The object graph of one gateway. Building it does no I/O; `server.py` brings it to life."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+from starlette.types import ASGIApp
+
+from gateway.api.admin import AdminApi
+from gateway.api.app import ops_app, public_app
+from gateway.api.inference import InferenceApi
+from gateway.prediction_id import IdSigner
+from gateway.runtime.registry import Registry
+from gateway.serving.dataplane import DataPlane
+from gateway.serving.feedback import Feedback
+from gateway.serving.gauges import serving_gauges
+from gateway.serving.request_log import RequestLog
+from gateway.serving.route_editor import RouteEditor
+from gateway.serving.route_table import RouteTable
+from gateway.serving.watching import Watching
+from gateway.settings import Settings
+from gateway.state.client import Store
+from gateway.state.log_writer import LogWriter
+from gateway.state.route_store import RouteStore
+from gateway.state.stats_store import StatsStore
+from gateway.telemetry.metrics import GatewayMetrics
+
+SNAPSHOT_FILE = "routes.json"
+NONCE_BYTES = 3
+
+
+class Gateway:
+    """Everything between the two ports and the store."""
+
+    def __init__(self, settings: Settings, store: Store, id_key: bytes) -> None:
+        self.metrics = GatewayMetrics()
+        self.registry = Registry()
+        route_store = RouteStore(store)
+        self.routes = RouteTable(self.registry, route_store, settings.data_dir / SNAPSHOT_FILE)
+        writer = LogWriter(
+            store,
+            prediction_entries=settings.log_stream_entries,
+            feedback_entries=settings.feedback_stream_entries,
+        )
+        self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)
+        signer = IdSigner(id_key, secrets.token_bytes(NONCE_BYTES))
+        self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random_unit=_random_unit)
+        feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
+        editor = RouteEditor(self.registry, self.routes, route_store)
+        watching = Watching(self.registry, StatsStore(store), self.metrics)
+        self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
+        self._inference = InferenceApi(self.plane, self.routes, feedback, self.metrics, settings.max_body_bytes)
+        self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
+        self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
+        self._metrics_public = settings.metrics_public
+
+    def public_app(self) -> ASGIApp:
+        """For the public port."""
+        return public_app(self._inference)
+
+    def ops_app(self) -> ASGIApp:
+        """For the ops port."""
+        return ops_app(self._admin, self._token, metrics_public=self._metrics_public)
+
+
+def _random_unit() -> str:
+    """Stands for a request that is not sticky; it need not be unguessable, only evenly spread."""
+    return random.getrandbits(64).to_bytes(8).hex()
