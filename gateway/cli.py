@@ -106,7 +106,7 @@ def serve(**options: Any) -> None:
 def collect(**options: Any) -> None:
     """Run a collector on its own: read the streams, judge the windows, count the labels."""
     try:
-        from gateway.collector.main import run  # noqa: PLC0415 -- its libraries are an extra
+        from gateway.collecting import collect as run  # noqa: PLC0415 -- its libraries are an extra
     except ImportError as error:
         raise StartupError(f"{error.name} is missing: `pip install 'model-gateway[collector]'`") from error
     settings = load_settings(options, options.pop("config"))

@@ -125,6 +125,7 @@ def publish_version(
             features=tuple(features),
             prediction=prediction,
             metrics=dict(metrics),
+            example=example_row(reference, features),
         )
         (staged / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
         if not is_same_version(staged, folder):
@@ -145,6 +146,14 @@ def check_reference(reference: Mapping[str, Array], features: Sequence[Feature])
     shapes = {array.shape for array in reference.values()}
     if len(shapes) != 1 or any(len(shape) != 1 for shape in shapes):
         raise ValueError(f"reference columns must be 1-D and equally long, not {sorted(shapes)}")
+
+
+def example_row(reference: Mapping[str, Array], features: Sequence[Feature]) -> dict[str, list[float | str]]:
+    """The first reference row as values for each input, in row-major order."""
+    row: dict[str, list[float | str]] = {}
+    for feature in sorted(features, key=lambda feature: (feature.input, feature.column)):
+        row.setdefault(feature.input, []).append(reference[feature.name].tolist()[0])
+    return row
 
 
 def is_same_version(staged: Path, folder: Path) -> bool:

@@ -20,6 +20,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from gateway.errors import StartupError, StoreUnavailable
+from gateway.lifecycle import stop_signals
 from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
 from gateway.runtime.session import Device, choose_device
@@ -96,7 +97,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     Raises `StartupError` if something that the settings ask for cannot be had.
     """
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
-    stop = _stop_signals()
+    stop = stop_signals()
     async with AsyncExitStack() as stack:
         # 1. What can fail without side effects: the folder, the ports, the device, the models on disk.
         stack.enter_context(_exclusive(settings.data_dir))
@@ -211,14 +212,6 @@ def _stop_on_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.critical("a background task failed; stopping", exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _stop_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 @contextmanager

@@ -50,4 +50,4 @@ def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
         size *= extent
     filler: list[object] = [{BYTES: "", "BOOL": False}.get(spec.datatype, 0)] * size
     known = version.manifest.example.get(spec.name) if version.manifest else None
-    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": known or filler}
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": known if known and len(known) == size else filler}

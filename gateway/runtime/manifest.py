@@ -121,7 +121,7 @@ class Manifest(Document):
     features: tuple[Feature, ...]
     prediction: Prediction
     metrics: dict[str, float]
-    example: dict[str, list[float | str]] = {}
+    example: dict[str, list[float | int | str]] = {}
     """One real row: by input, its values in row-major order."""
 
 
