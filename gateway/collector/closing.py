@@ -16,6 +16,9 @@ from gateway.types import ModelKey
 
 logger = logging.getLogger(__name__)
 
+LOGGED_REASONS = 3
+"""The rest stands in the verdict."""
+
 
 class WindowCloser:
     """Any collector may close any window: the store lets exactly one of them."""
@@ -64,8 +67,7 @@ class WindowCloser:
         verdict = self._judge(key, known.reference, parts.window, parts.blobs, previous)
         if not await self._stats.close_window(parts.window, verdict):
             return None
-        level = logging.INFO if verdict.status is Status.OK else logging.WARNING
-        logger.log(level, "%s: %s in %d rows; %s", key, verdict.status, verdict.rows, "; ".join(verdict.reasons))
+        _log(verdict)
         return verdict
 
     def _judge(
@@ -103,3 +105,11 @@ class WindowCloser:
                 reference_rows=reference.rows,
                 reasons=(f"the window was filled for another reference: {error}",),
             )
+
+
+def _log(verdict: Verdict) -> None:
+    level = logging.INFO if verdict.status is Status.OK else logging.WARNING
+    more = len(verdict.reasons) - LOGGED_REASONS
+    reasons = [*verdict.reasons[:LOGGED_REASONS], *([f"and {more} more"] if more > 0 else [])]
+    key = ModelKey(verdict.model, verdict.version)
+    logger.log(level, "%s: %s in %d rows; %s", key, verdict.status, verdict.rows, "; ".join(reasons))
