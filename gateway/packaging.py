@@ -152,7 +152,10 @@ def example_row(reference: Mapping[str, Array], features: Sequence[Feature]) -> 
     """The first reference row as values for each input, in row-major order."""
     row: dict[str, list[float | str]] = {}
     for feature in sorted(features, key=lambda feature: (feature.input, feature.column)):
-        row.setdefault(feature.input, []).append(reference[feature.name].tolist()[0])
+        value = reference[feature.name][0]
+        # 32.9 as FP32 is 32.900001525878906 as a Python float; seven digits say the same.
+        plain = float(f"{value:.7g}") if isinstance(value, np.floating) else reference[feature.name].tolist()[0]
+        row.setdefault(feature.input, []).append(plain)
     return row
 
 
