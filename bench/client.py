@@ -67,6 +67,11 @@ async def for_each(
         for item in queue:
             await action(connection, item)
 
-    async with connections(url, concurrency) as opened, asyncio.TaskGroup() as group:
-        for connection in opened:
-            group.create_task(work(connection))
+    async with connections(url, concurrency) as opened:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for connection in opened:
+                    group.create_task(work(connection))
+        except ExceptionGroup as failures:
+            # The first failure ends the whole; the others are its consequences.
+            raise failures.exceptions[0] from None

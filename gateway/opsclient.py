@@ -51,6 +51,10 @@ class OpsClient:
         path = f"/admin/drift/{name}" if name else "/admin/drift"
         return list(self._call("GET", path).json()["models"])
 
+    def verdicts(self, name: str, limit: int) -> list[JsonObject]:
+        """Past verdicts on a model, newest first."""
+        return list(self._call("GET", f"/admin/drift/{name}/history", params={"limit": limit}).json()["verdicts"])
+
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **options)
