@@ -30,7 +30,7 @@ app = typer.Typer(
 routes_app = typer.Typer(help="Show and change who gets which version.", no_args_is_help=True)
 app.add_typer(routes_app, name="routes")
 
-COLLECT_OPTIONS = ("models", "redis_url", "log_level", "log_format")
+COLLECT_OPTIONS = ("models", "redis_url", "consumer_name", "log_level", "log_format")
 ASSIGNMENT = re.compile(r"(?P<name>[^=:]+)=(?:(?P<version>[^:]+):)?(?P<weight>[0-9.]+)\Z")
 
 OpsUrl = Annotated[str, typer.Option(help="Ops port of the gateway.", envvar=f"{ENV_PREFIX}OPS_URL")]
@@ -114,7 +114,7 @@ def collect(**options: Any) -> None:
         raise StartupError("collect needs the gateway's store: --redis-url redis://HOST:PORT")
     configure(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(settings.redis_url, settings.models))
+        runner.run(run(settings.redis_url, settings.models, settings.consumer_name))
 
 
 @app.command()

@@ -15,10 +15,10 @@ from gateway.state.client import connect, redact
 logger = logging.getLogger(__name__)
 
 
-async def collect(redis_url: str, models: Path) -> None:
-    """Join the consumer group under a name that no other collector has."""
+async def collect(redis_url: str, models: Path, consumer: str | None) -> None:
+    """Join the consumer group as `consumer`, or under a name that no other collector has."""
     stop = stop_signals()
-    consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+    consumer = consumer or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     store = connect(redis_url)
     logger.info("collecting from %s as %s", redact(redis_url), consumer)
     try:

@@ -39,6 +39,7 @@ GIL_SWITCH_SECONDS = 2e-5
 """A thread that comes back from ONNX Runtime waits this long for the interpreter, instead of Python's 5 ms."""
 LAST_FLUSH_SECONDS = 5.0
 """At shutdown, how long the request log may take to write what it holds."""
+MAX_CONSUMER_NAME = 128
 ID_KEY_FILE = "id.key"
 LOCK_FILE = "lock"
 
@@ -162,9 +163,12 @@ def _collector(settings: Settings, redis_url: str) -> ChildProcess:
             "the collector's libraries are missing: `pip install 'model-gateway[collector]'`, or start with "
             "--no-collector and run `gateway collect` elsewhere"
         )
+    # The data directory is ours alone, so a child that is started again after a crash can go by the same name.
+    name = settings.consumer_name or f"{socket.gethostname()}:{settings.data_dir.resolve()}"
     options = {
         "--models": str(settings.models),
         "--redis-url": redis_url,
+        "--consumer-name": name[-MAX_CONSUMER_NAME:],
         "--log-level": settings.log_level,
         "--log-format": settings.log_format,
     }

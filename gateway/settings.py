@@ -51,10 +51,18 @@ class Settings(BaseSettings):
     log_buffer_bytes: int = Field(
         16 * 2**20, ge=2**16, description="Log entries waiting for the store; past it they are dropped and counted."
     )
-    log_stream_entries: int = Field(100_000, ge=100, description="Length cap of each prediction stream.")
+    log_stream_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="About how much of the store each model's prediction stream may take."
+    )
     feedback_stream_entries: int = Field(1_000_000, ge=100, description="Length cap of each feedback stream.")
     route_poll_seconds: float = Field(0.5, gt=0, le=60, description="How often routes are read besides pub/sub.")
     collector: bool = Field(True, description="Run a collector beside the gateway.")
+    consumer_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=128,
+        description="This collector's name, unlike any other's; a stable one resumes at once after a crash.",
+    )
     drain_seconds: float = Field(
         0.0, ge=0, description="After SIGTERM, how long to serve on while not ready, so that load balancers notice."
     )

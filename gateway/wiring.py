@@ -40,7 +40,7 @@ class Gateway:
         self.routes = RouteTable(self.registry, route_store, settings.data_dir / SNAPSHOT_FILE)
         writer = LogWriter(
             store,
-            prediction_entries=settings.log_stream_entries,
+            prediction_bytes=settings.log_stream_bytes,
             feedback_entries=settings.feedback_stream_entries,
         )
         self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)

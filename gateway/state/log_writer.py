@@ -18,12 +18,16 @@ return 1
 """
 
 
+SMOOTHING = 0.02
+
+
 class LogWriter:
     """Writes sampled micro-batches and labels; every stream is capped."""
 
-    def __init__(self, store: Store, *, prediction_entries: int, feedback_entries: int) -> None:
+    def __init__(self, store: Store, *, prediction_bytes: int, feedback_entries: int) -> None:
         self._store = store
-        self._prediction_entries = prediction_entries
+        self._prediction_bytes = prediction_bytes
+        self._entry_bytes: dict[str, float] = {}
         self._feedback_entries = feedback_entries
         self._append_label = store.register_script(_APPEND_LABEL)
 
@@ -32,8 +36,21 @@ class LogWriter:
         with store_errors():
             pipeline = self._store.pipeline(transaction=False)
             for model, fields in entries:
-                pipeline.xadd(keys.predictions(model), dict[Any, Any](fields), maxlen=self._prediction_entries, approximate=True)
+                pipeline.xadd(
+                    keys.predictions(model),
+                    dict[Any, Any](fields),
+                    maxlen=self._length_cap(model, fields),
+                    approximate=True,
+                )
             await pipeline.execute()
+
+    def _length_cap(self, model: str, fields: Mapping[bytes, bytes]) -> int:
+        """Streams are capped by length only; the size that entries have had says which length the bytes allow."""
+        size = sum(map(len, fields.values()))
+        average = self._entry_bytes.get(model, size)
+        # A larger entry counts at once, smaller ones gradually: what is stored may be of the larger kind.
+        self._entry_bytes[model] = max(size, average + SMOOTHING * (size - average))
+        return max(1, int(self._prediction_bytes / self._entry_bytes[model]))
 
     async def append_label(self, model: str, prediction_id: str, fields: Mapping[str, str]) -> bool:
         """Append one label; False if this prediction has one already."""
