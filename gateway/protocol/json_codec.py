@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import reprlib
+from array import array
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
 
 BINARY_HEADER = "inference-header-content-length"
+MAX_DIMENSIONS = 64
+"""What numpy can hold."""
 
 
 def decode_object(body: bytes, path: str = "body") -> JsonObject:
@@ -32,7 +37,7 @@ def decode_request(body: bytes, model: str, version: str | None, headers: Mappin
     if BINARY_HEADER in headers:
         raise Unsupported("binary tensor data is not supported; send `data` as JSON")
     document = decode_object(body)
-    # Numpy takes `true` for 1. Looking for bools element by element is slow, and hardly any body holds one.
+    # An array of numbers takes `true` for 1. Looking for bools is slow, and hardly any body holds one.
     has_bools = b"true" in body or b"false" in body
     return InferenceRequest(
         model=model,
@@ -50,17 +55,17 @@ def encode_response(response: InferenceResponse) -> bytes:
     document: JsonObject = {"model_name": response.key.name, "model_version": response.key.version}
     if response.id is not None:
         document["id"] = response.id
-    document["outputs"] = [_output(spec, array) for spec, array in response.outputs]
+    document["outputs"] = [_output(spec, values) for spec, values in response.outputs]
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _output(spec: TensorSpec, array: Array) -> JsonObject:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        position = int(np.flatnonzero(~np.isfinite(array))[0])
-        value = array.ravel()[position]
+def _output(spec: TensorSpec, values: Array) -> JsonObject:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        position = int(np.flatnonzero(~np.isfinite(values))[0])
+        value = values.ravel()[position]
         raise InferenceFailed(f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold")
-    data = array.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(array).ravel()
-    return {"name": spec.name, "shape": array.shape, "datatype": spec.datatype, "data": data}
+    data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
+    return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
 
 
 def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
@@ -86,100 +91,92 @@ def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
     shape = _shape(item.get("shape"), f"{path}.shape")
     datatype = item.get("datatype")
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
-        raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {datatype!r}")
+        raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {_shown(datatype)}")
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"{path}.data: expected a list, got {_kind(data)}")
-    if datatype == BYTES:
-        return _strings(data, shape, path)
-    array = _numbers(data, datatype, f"{path}.data", has_bools=has_bools)
-    _check_extent(array.shape, shape, path)
-    return array.reshape(shape)
+    flat = _flat(data, shape, f"{path}.data")
+    try:
+        if datatype == BYTES:
+            return _strings(flat, shape, f"{path}.data")
+        return _numbers(flat, datatype, f"{path}.data", has_bools=has_bools).reshape(shape)
+    except ValueError as error:
+        # An extent of 0 lets any other pass, however large.
+        raise InvalidRequest(f"{path}.shape: {error}") from error
 
 
 def _shape(value: Any, path: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(extent) is int and extent >= 0 for extent in value):
-        raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {value!r:.80}")
+        raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {_shown(value)}")
+    if len(value) > MAX_DIMENSIONS:
+        raise InvalidRequest(f"{path}: at most {MAX_DIMENSIONS} dimensions, got {len(value)}")
     return tuple(value)
 
 
-def _check_extent(given: tuple[int, ...], shape: tuple[int, ...], path: str) -> None:
-    """Data may be flat or nested as the shape says; nothing is allocated before this holds."""
-    if given == shape or (len(given) <= 1 and math.prod(given) == math.prod(shape)):
-        return
-    if len(given) == 1:
-        raise InvalidRequest(
-            f"{path}.data: {given[0]} values do not fill shape {list(shape)}, which takes {math.prod(shape)}"
-        )
-    raise InvalidRequest(f"{path}.data: nested as {list(given)}, but shape is {list(shape)}")
+def _flat(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
+    """The elements in row-major order, of data that is flat or nested as the shape says.
+
+    One level of lists is opened for each dimension and nothing else is allocated, so that neither deep nesting nor a
+    huge shape costs more than reading the body did.
+    """
+    if shape and data and type(data[0]) is list:
+        for axis, extent in enumerate(shape):
+            rows = [data] if axis == 0 else data
+            if not set(map(type, rows)) <= {list} or not set(map(len, rows)) <= {extent}:
+                raise InvalidRequest(f"{path}: is not nested as shape {list(shape)} says (axis {axis})")
+            data = list(chain.from_iterable(rows))
+    size = math.prod(shape)
+    if len(data) != size:
+        raise InvalidRequest(f"{path}: {len(data)} values do not fill shape {list(shape)}, which takes {size}")
+    return data
 
 
-def _numbers(data: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
+# `array` takes only what fits. Numpy would guess: one long string among numbers, and each of them takes as much room.
+_ARRAY_CODES = {"i": "q", "u": "Q", "f": "d"}
+
+
+def _numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
     dtype = NUMPY_DTYPES[datatype]
-    if not data:
-        return np.empty(0, dtype)
-    if has_bools and datatype != "BOOL":
-        _refuse_bools(data, datatype, path)
+    if dtype.kind == "b":
+        if not set(map(type, flat)) <= {bool}:
+            raise _misfit(flat, datatype, path)
+        return np.array(flat, dtype)
+    if has_bools and bool in set(map(type, flat)):
+        raise _misfit(flat, datatype, path)
     try:
-        array = np.array(data)
-    except (ValueError, OverflowError) as error:
-        raise InvalidRequest(f"{path}: {_first_misfit(data, datatype) or 'rows differ in length'}") from error
-    if array.dtype.kind not in _ACCEPTED_KINDS[dtype.kind]:
-        misfit = _first_misfit(data, datatype)
-        raise InvalidRequest(f"{path}: {misfit or f'expected {datatype} numbers'}")
-    return _narrow(array, dtype, datatype, path)
+        wide = np.asarray(array(_ARRAY_CODES[dtype.kind], flat))
+    except (TypeError, OverflowError) as error:
+        raise _misfit(flat, datatype, path) from error
+    return _narrow(wide, dtype, datatype, path)
 
 
-_ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf"}
-
-
-def _narrow(array: Array, dtype: np.dtype[Any], datatype: str, path: str) -> Array:
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        outside = (array < limits.min) | (array > limits.max)
-    elif dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            narrowed = array.astype(dtype)
-        outside = ~np.isfinite(narrowed)
-    else:
-        return array
+def _narrow(wide: Array, dtype: np.dtype[Any], datatype: str, path: str) -> Array:
+    with np.errstate(over="ignore"):
+        narrowed = wide.astype(dtype)
+    outside = ~np.isfinite(narrowed) if dtype.kind == "f" else narrowed != wide
     if outside.any():
         position = int(np.flatnonzero(outside)[0])
-        raise InvalidRequest(f"{path}[{position}]: {array.ravel()[position]} does not fit {datatype}")
-    return array.astype(dtype) if dtype.kind in "iu" else narrowed
+        raise InvalidRequest(f"{path}[{position}]: {wide[position]} does not fit {datatype}")
+    return narrowed
 
 
-def _strings(data: list[Any], shape: tuple[int, ...], path: str) -> Array:
-    flat = _flatten(data)
+def _misfit(flat: list[Any], datatype: str, path: str) -> InvalidRequest:
+    """Names the first element that is not of the datatype."""
+    expected = (bool,) if datatype == "BOOL" else (int, float) if datatype.startswith("FP") else (int,)
+    for position, value in enumerate(flat):
+        if type(value) not in expected:
+            got = str(value) if type(value) in {int, float} else _kind(value)
+            return InvalidRequest(f"{path}[{position}]: expected {datatype}, got {got}")
+    limits = np.iinfo(NUMPY_DTYPES[datatype])
+    position, value = next((p, v) for p, v in enumerate(flat) if not limits.min <= v <= limits.max)
+    return InvalidRequest(f"{path}[{position}]: {value} does not fit {datatype}")
+
+
+def _strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
     for position, value in enumerate(flat):
         if not isinstance(value, str):
-            raise InvalidRequest(f"{path}.data[{position}]: expected a BYTES string, got {_kind(value)}")
-    _check_extent((len(flat),), shape, path)
+            raise InvalidRequest(f"{path}[{position}]: expected a BYTES string, got {_kind(value)}")
     return string_array(flat, shape)
-
-
-def _refuse_bools(data: list[Any], datatype: str, path: str) -> None:
-    for position, value in enumerate(_flatten(data)):
-        if isinstance(value, bool):
-            raise InvalidRequest(f"{path}[{position}]: expected a {datatype} number, got a bool")
-
-
-def _first_misfit(data: list[Any], datatype: str) -> str | None:
-    """What the first element that is not of the datatype is, for the message."""
-    expected: tuple[type, ...] = {"BOOL": (bool,), "FP": (int, float)}.get(
-        datatype if datatype == "BOOL" else datatype[:2], (int,)
-    )
-    for position, value in enumerate(_flatten(data)):
-        if not isinstance(value, expected) or (isinstance(value, bool) and datatype != "BOOL"):
-            return f"element {position}: expected {datatype}, got {_kind(value)}"
-    return None
-
-
-def _flatten(data: list[Any]) -> list[Any]:
-    """Nested lists flattened level by level, so that depth costs no recursion."""
-    while any(isinstance(value, list) for value in data):
-        data = [leaf for value in data for leaf in (value if isinstance(value, list) else [value])]
-    return data
 
 
 def _requested_outputs(value: Any) -> tuple[str, ...] | None:
@@ -217,6 +214,11 @@ def _optional(item: JsonObject, name: str, kind: type[str]) -> str | None:
     if value is not None and not isinstance(value, kind):
         raise InvalidRequest(f"{name}: expected a string, got {_kind(value)}")
     return value
+
+
+def _shown(value: Any) -> str:
+    """A short repr, however long or deep the value."""
+    return reprlib.repr(value)
 
 
 def _kind(value: Any) -> str:

@@ -96,8 +96,8 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
     except Exception as error:
         raise MalformedEntry(f"{type(error).__name__}: {error}") from error
     for name, array in (*entry.inputs.items(), *entry.outputs.items()):
-        if array.shape[0] != entry.rows:
-            raise MalformedEntry(f"column {name!r} has {array.shape[0]} rows, the requests have {entry.rows}")
+        if array.shape[:1] != (entry.rows,):
+            raise MalformedEntry(f"column {name!r} has shape {list(array.shape)}, the requests have {entry.rows} rows")
     return entry
 
 
@@ -105,9 +105,14 @@ def _columns(columns: list[dict[str, Any]], data: bytes) -> dict[str, dict[str, 
     tensors: dict[str, dict[str, Array]] = {"inputs": {}, "outputs": {}}
     offset = 0
     for column in columns:
-        shape = tuple(int(extent) for extent in column["shape"])
+        shape = tuple(column["shape"])
+        if not all(type(extent) is int and extent >= 0 for extent in shape):
+            # Numpy would take -1 for "as much as there is".
+            raise MalformedEntry(f"column {column['name']!r} has shape {list(shape)}")
         if column["datatype"] == BYTES:
-            array = string_array(column["values"], shape)
+            if not all(isinstance(value, str) for value in column["values"]):
+                raise MalformedEntry(f"column {column['name']!r} holds values that are no strings")
+            array = string_array(list(column["values"]), shape)
         else:
             dtype = NUMPY_DTYPES[column["datatype"]]
             count = int(np.prod(shape, dtype=np.int64))

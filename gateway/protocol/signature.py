@@ -8,7 +8,10 @@ from gateway.types import InferenceRequest, Signature, TensorSpec
 
 
 def check_request(request: InferenceRequest, signature: Signature, max_rows: int) -> int:
-    """Rows of the request; 1 for a model without a row axis. Raises `InvalidRequest` naming the field, what was expected and what came."""
+    """Rows of the request; 1 for a model without a row axis.
+
+    Raises `InvalidRequest` naming the field, what was expected and what came.
+    """
     _check_names("input", list(request.inputs), [spec.name for spec in signature.inputs], complete=True)
     if request.outputs is not None:
         _check_names("output", list(request.outputs), [spec.name for spec in signature.outputs], complete=False)
