@@ -24,7 +24,7 @@ from gateway.lifecycle import stop_signals
 from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
 from gateway.runtime.session import Device, choose_device
-from gateway.settings import Settings
+from gateway.settings import ENV_PREFIX, Settings
 from gateway.state.client import Store, connect, redact
 from gateway.state.embedded import EmbeddedStore
 from gateway.state.id_key import shared_id_key
@@ -164,16 +164,18 @@ def _collector(settings: Settings, redis_url: str) -> ChildProcess:
             "--no-collector and run `gateway collect` elsewhere"
         )
     # The data directory is ours alone, so a child that is started again after a crash can go by the same name.
-    name = settings.consumer_name or f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+    name = settings.consumer_name or f"{socket.gethostname()}:{settings.data_dir.resolve()}"[-MAX_CONSUMER_NAME:]
     options = {
-        "--models": str(settings.models),
-        "--redis-url": redis_url,
-        "--consumer-name": name[-MAX_CONSUMER_NAME:],
-        "--log-level": settings.log_level,
-        "--log-format": settings.log_format,
+        "models": str(settings.models),
+        "redis_url": redis_url,
+        "consumer_name": name,
+        "log_level": settings.log_level,
+        "log_format": settings.log_format,
     }
-    command = [sys.executable, "-m", "gateway", "collect", *(part for option in options.items() for part in option)]
-    return ChildProcess("collector", command)
+    # Through the environment: a command line, where everybody can read it, is no place for the store's password.
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
+    environment |= {ENV_PREFIX + name.upper(): value for name, value in options.items()}
+    return ChildProcess("collector", [sys.executable, "-m", "gateway", "collect"], environment)
 
 
 async def _id_key(settings: Settings, store: Store) -> bytes:

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+import shutil
+import sys
 
 import orjson
 from rich import box
 from rich.panel import Panel
 from rich.table import Table
 
+from gateway.opsclient import DEFAULT_URL
 from gateway.protocol.datatypes import BYTES
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.server import Started
 from gateway.tables import stdout_console
 from gateway.types import JsonObject, TensorSpec
 
+logger = logging.getLogger(__name__)
+
 
 def announce(started: Started) -> None:
-    """Print it to standard output."""
+    """Print it to standard output; where logs are JSON, for a machine, log one line instead."""
     registry = started.gateway.registry
+    if started.settings.log_format == "json":
+        models = ", ".join(str(version.key) for version in registry)
+        logger.info(
+            "serving %s on %s, ops on %s, device %s", models, started.public_url, started.ops_url, started.device
+        )
+        return
     facts = Table.grid(padding=(0, 2))
     facts.add_row("predictions", started.public_url)
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
@@ -32,7 +44,7 @@ def announce(started: Started) -> None:
     console.print(Panel(facts, title="gateway", title_align="left", box=box.ROUNDED, expand=False))
     console.print("Ask for a prediction:\n")
     console.print(example(started.public_url, registry), soft_wrap=True, markup=False)
-    console.print("\nThen: gateway routes list, gateway drift, make demo. Ctrl-C stops everything.")
+    console.print(f"\nThen:\n\n{_next_steps(started)}\n\nCtrl-C stops everything.", soft_wrap=True, markup=False)
 
 
 def example(public_url: str, registry: Registry) -> str:
@@ -40,6 +52,13 @@ def example(public_url: str, registry: Registry) -> str:
     version = registry.latest(registry.names[0])
     body = orjson.dumps({"inputs": [_tensor(version, spec) for spec in version.signature.inputs]}).decode()
     return f"curl -s -i {public_url}/v2/models/{version.key.name}/infer -d {shlex.quote(body)}"
+
+
+def _next_steps(started: Started) -> str:
+    """Commands that work in this shell, with this gateway."""
+    command = "gateway" if shutil.which("gateway") else sys.argv[0]
+    url = "" if started.ops_url == DEFAULT_URL else f" --ops-url {started.ops_url}"
+    return f"{command} routes list{url}\n{command} drift{url}"
 
 
 def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
@@ -50,4 +69,9 @@ def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
         size *= extent
     filler: list[object] = [{BYTES: "", "BOOL": False}.get(spec.datatype, 0)] * size
     known = version.manifest.example.get(spec.name) if version.manifest else None
-    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": known if known and len(known) == size else filler}
+    return {
+        "name": spec.name,
+        "shape": shape,
+        "datatype": spec.datatype,
+        "data": known if known and len(known) == size else filler,
+    }

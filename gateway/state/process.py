@@ -8,6 +8,7 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,11 @@ STOP_TIMEOUT_SECONDS = 15.0
 class ChildProcess:
     """One child and its command line."""
 
-    def __init__(self, name: str, command: list[str]) -> None:
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
+        """Without an `environment` the child inherits ours."""
         self.name = name
         self._command = command
+        self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -58,6 +61,7 @@ class ChildProcess:
 
         self._process = subprocess.Popen(  # noqa: S603 -- our own binaries and arguments
             self._command,
+            env=self._environment,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=die_with_parent,  # noqa: PLW1509 -- see above
