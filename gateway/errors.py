@@ -6,7 +6,20 @@ for the client: it says what was wrong and what would be right. Its `code` is th
 
 from __future__ import annotations
 
-from typing import ClassVar
+import reprlib
+from typing import Any, ClassVar
+
+SHOWN_CHARACTERS = 120
+
+_short = reprlib.Repr()
+_short.maxlevel = 2
+_short.maxstring = _short.maxother = SHOWN_CHARACTERS
+
+
+def shown(value: Any) -> str:
+    """What came, for a message: a repr that stays short however long or deep the value is."""
+    text = _short.repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
 
 
 class GatewayError(Exception):

@@ -12,6 +12,7 @@ and nobody without the key can make up an id.
 
 from __future__ import annotations
 
+import math
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ def name_hash(name: str) -> bytes:
 
 
 def class_summary(index: int, score: float | None) -> int:
-    """Summary of a classification; `score` in [0, 1] keeps four decimals."""
-    packed = NO_SCORE if score is None else round(min(max(score, 0.0), 1.0) * (NO_SCORE - 1))
+    """Summary of a classification; `score` in [0, 1] keeps four decimals, and one that is no number counts as none."""
+    packed = NO_SCORE if score is None or math.isnan(score) else round(min(max(score, 0.0), 1.0) * (NO_SCORE - 1))
     return index << 16 | packed
 
 

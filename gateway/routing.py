@@ -5,8 +5,8 @@ honoured, naming the path in it; nothing is repaired. `Route.choose` decides by,
 the weights. A sticky unit is hashed with the route's salt, so it keeps its variant for as long as the weights allow:
 
 * two variants: the second owns [0, w) of the hash range, so raising w never moves one of its users back;
-* three or more: weighted rendezvous hashing, which moves no more users than a change of weights needs
-  (Schindelhauer & Schomaker, "Weighted distributed hash tables", SPAA 2005).
+* three or more: weighted rendezvous hashing: a user moves only out of a variant that lost weight or into one that
+  gained, and between the others nobody does (Schindelhauer & Schomaker, "Weighted distributed hash tables", SPAA 2005).
 
 A request without the sticky header, or a route without stickiness, takes a random unit.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import xxhash
 
-from gateway.errors import InvalidRoute
+from gateway.errors import InvalidRoute, shown
 from gateway.prediction_id import MAX_REVISION
 from gateway.types import JsonObject
 
@@ -116,13 +116,13 @@ def compile_route(document: Any, *, name: str, versions: Collection[str] | None 
     root = _object(document, "document")
     _known_keys(root, "document", {"name", "revision", "variants", "sticky", "salt", "match"})
     if root.get("name") != name:
-        raise InvalidRoute(f"name: expected {name!r}, the route's own name, got {root.get('name')!r}")
+        raise InvalidRoute(f"name: expected {name!r}, the route's own name, got {shown(root.get('name'))}")
     revision = root.get("revision")
     if isinstance(revision, bool) or not isinstance(revision, int) or not 1 <= revision <= MAX_REVISION:
-        raise InvalidRoute(f"revision: expected a whole number from 1 to {MAX_REVISION}, got {revision!r}")
+        raise InvalidRoute(f"revision: expected a whole number from 1 to {MAX_REVISION}, got {shown(revision)}")
     salt = root.get("salt", name)
     if not isinstance(salt, str) or not salt:
-        raise InvalidRoute(f"salt: expected a non-empty string, got {salt!r}")
+        raise InvalidRoute(f"salt: expected a non-empty string, got {shown(salt)}")
     variants = _variants(root.get("variants"), versions)
     return Route(name, revision, variants, _sticky(root.get("sticky")), salt, _matches(root.get("match", []), variants))
 
@@ -148,15 +148,15 @@ def _variant(item: Any, path: str, versions: Collection[str] | None) -> Variant:
     _known_keys(entry, path, {"name", "version", "weight"})
     name, version, weight = entry.get("name"), entry.get("version"), entry.get("weight")
     if not isinstance(name, str) or not NAME.match(name):
-        raise InvalidRoute(f"{path}.name: expected letters, digits, '.', '_' or '-' (at most 63), got {name!r}")
+        raise InvalidRoute(f"{path}.name: expected letters, digits, '.', '_' or '-' (at most 63), got {shown(name)}")
     if not isinstance(version, str):
-        raise InvalidRoute(f'{path}.version: expected a string such as "1", got {version!r}')
+        raise InvalidRoute(f'{path}.version: expected a string such as "1", got {shown(version)}')
     if versions is not None and version not in versions:
         known = ", ".join(sorted(versions)) or "none"
         raise InvalidRoute(f"{path}.version: version {version!r} is not loaded; loaded versions: {known}")
     # A bool is an int to Python, not to whoever reads the document.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= TOTAL_WEIGHT:
-        raise InvalidRoute(f"{path}.weight: expected a number from 0 to 100, got {weight!r}")
+        raise InvalidRoute(f"{path}.weight: expected a number from 0 to 100, got {shown(weight)}")
     return Variant(name, version, float(weight))
 
 
@@ -177,17 +177,17 @@ def _matches(value: Any, variants: tuple[Variant, ...]) -> tuple[Match, ...]:
         _known_keys(entry, path, {"header", "equals", "variant"})
         expected = entry.get("equals")
         if not isinstance(expected, str):
-            raise InvalidRoute(f"{path}.equals: expected a string, got {expected!r}")
+            raise InvalidRoute(f"{path}.equals: expected a string, got {shown(expected)}")
         name = entry.get("variant")
         if not isinstance(name, str) or name not in by_name:
-            raise InvalidRoute(f"{path}.variant: no variant {name!r}; variants: {', '.join(by_name)}")
+            raise InvalidRoute(f"{path}.variant: no variant {shown(name)}; variants: {', '.join(by_name)}")
         matches.append(Match(_header(entry.get("header"), f"{path}.header"), expected, by_name[name]))
     return tuple(matches)
 
 
 def _header(value: Any, path: str) -> str:
     if not isinstance(value, str) or not HEADER_NAME.match(value):
-        raise InvalidRoute(f'{path}: expected a header name such as "x-user-id", got {value!r}')
+        raise InvalidRoute(f'{path}: expected a header name such as "x-user-id", got {shown(value)}')
     return value.lower()
 
 
@@ -208,7 +208,7 @@ def _list(value: Any, path: str, limit: int) -> list[Any]:
 def _known_keys(entry: JsonObject, path: str, known: set[str]) -> None:
     for key in entry:
         if key not in known:
-            raise InvalidRoute(f"{path}: unknown key {key!r}; known keys: {', '.join(sorted(known))}")
+            raise InvalidRoute(f"{path}: unknown key {shown(key)}; known keys: {', '.join(sorted(known))}")
 
 
 def _hash(salt: str, unit: str) -> float:

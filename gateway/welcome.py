@@ -6,6 +6,7 @@ import logging
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import orjson
 from rich import box
@@ -56,7 +57,8 @@ def example(public_url: str, registry: Registry) -> str:
 
 def _next_steps(started: Started) -> str:
     """Commands that work in this shell, with this gateway."""
-    command = "gateway" if shutil.which("gateway") else sys.argv[0]
+    is_module = Path(sys.argv[0]).name == "__main__.py"
+    command = "gateway" if shutil.which("gateway") else "python -m gateway" if is_module else sys.argv[0]
     url = "" if started.ops_url == DEFAULT_URL else f" --ops-url {started.ops_url}"
     return f"{command} routes list{url}\n{command} drift{url}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import reprlib
 from array import array
 from collections.abc import Mapping
 from itertools import chain
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.errors import InferenceFailed, InvalidRequest, Unsupported
+from gateway.errors import InferenceFailed, InvalidRequest, Unsupported, shown
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
 
@@ -91,7 +90,7 @@ def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
     shape = _shape(item.get("shape"), f"{path}.shape")
     datatype = item.get("datatype")
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
-        raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {_shown(datatype)}")
+        raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {shown(datatype)}")
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"{path}.data: expected a list, got {_kind(data)}")
@@ -107,7 +106,7 @@ def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
 
 def _shape(value: Any, path: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(extent) is int and extent >= 0 for extent in value):
-        raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {_shown(value)}")
+        raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {shown(value)}")
     if len(value) > MAX_DIMENSIONS:
         raise InvalidRequest(f"{path}: at most {MAX_DIMENSIONS} dimensions, got {len(value)}")
     return tuple(value)
@@ -214,11 +213,6 @@ def _optional(item: JsonObject, name: str, kind: type[str]) -> str | None:
     if value is not None and not isinstance(value, kind):
         raise InvalidRequest(f"{name}: expected a string, got {_kind(value)}")
     return value
-
-
-def _shown(value: Any) -> str:
-    """A short repr, however long or deep the value."""
-    return reprlib.repr(value)
 
 
 def _kind(value: Any) -> str:
