@@ -21,7 +21,7 @@ from rich.text import Text
 from gateway import __version__, tables
 from gateway.errors import StartupError
 from gateway.opsclient import DEFAULT_URL, OpsClient
-from gateway.settings import ENV_PREFIX, Settings, load_settings
+from gateway.settings import ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
 from gateway.telemetry.logging import configure
 
 app = typer.Typer(
@@ -33,7 +33,7 @@ app.add_typer(routes_app, name="routes")
 COLLECT_OPTIONS = ("models", "redis_url", "consumer_name", "log_level", "log_format")
 ASSIGNMENT = re.compile(r"(?P<name>[^=:]+)=(?:(?P<version>[^:]+):)?(?P<weight>[0-9.]+)\Z")
 
-OpsUrl = Annotated[str, typer.Option(help="Ops port of the gateway.", envvar=f"{ENV_PREFIX}OPS_URL")]
+OpsUrl = Annotated[str, typer.Option(help="Ops port of the gateway.", envvar=OPS_URL_VARIABLE)]
 OpsToken = Annotated[
     str | None, typer.Option(help="Token of the ops port.", envvar=f"{ENV_PREFIX}OPS_TOKEN", show_envvar=True)
 ]

@@ -153,7 +153,7 @@ def _variant(item: Any, path: str, versions: Collection[str] | None) -> Variant:
         raise InvalidRoute(f'{path}.version: expected a string such as "1", got {shown(version)}')
     if versions is not None and version not in versions:
         known = ", ".join(sorted(versions)) or "none"
-        raise InvalidRoute(f"{path}.version: version {version!r} is not loaded; loaded versions: {known}")
+        raise InvalidRoute(f"{path}.version: version {shown(version)} is not loaded; loaded versions: {known}")
     # A bool is an int to Python, not to whoever reads the document.
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= TOTAL_WEIGHT:
         raise InvalidRoute(f"{path}.weight: expected a number from 0 to 100, got {shown(weight)}")

@@ -17,7 +17,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from gateway.errors import StartupError
 
 ENV_PREFIX = "GATEWAY_"
+SECRETS = ("ops_token", "id_key")
 MINIMUM_SECRET_LENGTH = 16
+OPS_URL_VARIABLE = f"{ENV_PREFIX}OPS_URL"
+"""Names the gateway to the commands that talk to one; no setting of a gateway itself."""
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -72,7 +75,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _can_be_honoured(self) -> Self:
-        for name in ("ops_token", "id_key"):
+        for name in SECRETS:
             secret: SecretStr | None = getattr(self, name)
             if secret is not None and len(secret.get_secret_value()) < MINIMUM_SECRET_LENGTH:
                 raise ValueError(f"{name} needs at least {MINIMUM_SECRET_LENGTH} characters")
@@ -112,8 +115,10 @@ def load_settings(options: dict[str, Any], config: Path | None = None) -> Settin
 
     try:
         return Configured(**{name: value for name, value in options.items() if value is not None})
-    except (ValidationError, ValueError) as error:
+    except ValidationError as error:
         raise StartupError(_explain(error)) from error
+    except ValueError as error:
+        raise StartupError(str(error) if config is None else f"--config {config}: {error}") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -129,18 +134,17 @@ def is_loopback(host: str) -> bool:
 def _refuse_unknown_variables() -> None:
     known = [ENV_PREFIX + name.upper() for name in Settings.model_fields]
     for variable in sorted(os.environ):
-        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in known:
+        if variable.upper().startswith(ENV_PREFIX) and variable.upper() not in {*known, OPS_URL_VARIABLE}:
             close = difflib.get_close_matches(variable.upper(), known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise StartupError(f"{variable} is not a setting{hint}")
 
 
-def _explain(error: ValueError) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
+def _explain(error: ValidationError) -> str:
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{name}: {message} (got {item['input']!r})" if name else message)
+        given = "" if name in SECRETS else f" (got {item['input']!r})"
+        lines.append(f"{name}: {message}{given}" if name else message)
     return "; ".join(lines)

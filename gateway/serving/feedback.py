@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, shown
 from gateway.prediction_id import IdSigner, PredictionId, SummaryKind, name_hash
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.serving.route_table import RouteTable
@@ -69,7 +69,7 @@ class Feedback:
     def _check(self, document: JsonObject) -> tuple[PredictionId, ModelVersion, str]:
         unknown = document.keys() - {"prediction_id", "label"}
         if unknown:
-            raise InvalidRequest(f"unknown key {min(unknown)!r}; expected prediction_id and label")
+            raise InvalidRequest(f"unknown key {shown(min(unknown))}; expected prediction_id and label")
         text = document.get("prediction_id")
         if not isinstance(text, str):
             raise InvalidRequest("prediction_id: expected the value of an answer's Prediction-Id header")
@@ -106,11 +106,11 @@ def _label(value: Any, version: ModelVersion) -> str:
     prediction = version.manifest.prediction if version.manifest else None
     if prediction is not None and prediction.kind == "regression":
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise InvalidRequest(f"label: expected a number, got {value!r:.40}")
+            raise InvalidRequest(f"label: expected a number, got {shown(value)}")
         return repr(float(value))
     if isinstance(value, bool) or not isinstance(value, int | str) or len(str(value)) > MAX_LABEL_LENGTH:
-        raise InvalidRequest(f"label: expected a class label (a whole number or a string), got {value!r:.40}")
+        raise InvalidRequest(f"label: expected a class label (a whole number or a string), got {shown(value)}")
     classes = prediction.classes if prediction is not None else None
     if classes is not None and str(value) not in classes:
-        raise InvalidRequest(f"label: expected one of {', '.join(classes)}, got {str(value)!r:.40}")
+        raise InvalidRequest(f"label: expected one of {', '.join(classes)}, got {shown(str(value))}")
     return str(value)
