@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +42,8 @@ OpsToken = Annotated[
 
 def main() -> None:
     """Entry point: a mistake of the user's ends with one line and exit code 2, not with a traceback."""
+    # The first process of a container ignores SIGTERM until somebody handles it, and imports take a second.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         app()
     except StartupError as error:

@@ -73,7 +73,9 @@ class OpsClient:
 
 
 def _actor() -> str:
+    """Who runs the command; in a container the user often has no name."""
     try:
-        return f"{getpass.getuser()}@{os.uname().nodename}"
+        user = getpass.getuser()
     except (KeyError, OSError):
-        return "unknown"
+        user = f"uid {os.getuid()}"
+    return f"{user}@{os.uname().nodename}"

@@ -40,6 +40,8 @@ DATATYPE_OF_ONNX = {
 
 def import_onnxruntime() -> ModuleType:
     """ONNX Runtime, or `StartupError` saying which extra brings it."""
+    # Its Linux wheels report their use to their maker since 1.29, unless told otherwise before the import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime  # noqa: PLC0415 -- neither flavour is in the base installation
     except ImportError as error:
@@ -53,9 +55,13 @@ def import_onnxruntime() -> ModuleType:
 
 def choose_device(configured: Literal["auto", "cpu", "cuda"]) -> Device:
     """`auto` takes CUDA where ONNX Runtime offers it. Raises `StartupError` for `cuda` where it does not."""
-    available = import_onnxruntime().get_available_providers()
+    ort = import_onnxruntime()
+    available = ort.get_available_providers()
     if configured == "auto":
-        return "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        configured = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+    if configured == "cuda" and PROVIDERS["cuda"] in available:
+        # The extra brings CUDA as wheels, where the dynamic linker does not look by itself.
+        ort.preload_dlls()
     if PROVIDERS[configured] not in available:
         raise StartupError(
             f"device {configured} needs {PROVIDERS[configured]}, which this ONNX Runtime does not have "
