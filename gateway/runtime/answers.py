@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from gateway.errors import StartupError
 from gateway.prediction_id import SummaryKind, class_summary, value_summary
+from gateway.protocol.datatypes import BYTES
 from gateway.runtime.manifest import Prediction
 from gateway.types import Array, Signature
 
@@ -33,14 +35,17 @@ class AnswerReader:
     """Reads the answers of one model version and packs them for its prediction ids."""
 
     def __init__(self, prediction: Prediction, signature: Signature) -> None:
-        """Raises `StartupError` if the manifest names an output that the model does not have."""
+        """Raises `StartupError` if the manifest names an output that is not there, or strings for numbers."""
         self.prediction = prediction
         self.kind = SummaryKind.CLASS if prediction.kind == "classification" else SummaryKind.VALUE
-        names = [spec.name for spec in signature.outputs]
+        datatypes = {spec.name: spec.datatype for spec in signature.outputs}
         for name in filter(None, (prediction.output, prediction.score)):
-            if name not in names:
-                raise StartupError(f"the manifest's prediction names output {name!r}; outputs: {', '.join(names)}")
-        self._names = names
+            if name not in datatypes:
+                raise StartupError(f"the manifest's prediction names output {name!r}; outputs: {', '.join(datatypes)}")
+        numeric = prediction.output if self.kind is SummaryKind.VALUE else prediction.score
+        if numeric is not None and datatypes[numeric] == BYTES:
+            raise StartupError(f"the manifest's prediction needs numbers; output {numeric!r} holds strings")
+        self._names = list(datatypes)
         self._index = {label: index for index, label in enumerate(prediction.classes or ())}
 
     def summaries(self, outputs: list[Array]) -> list[int | None]:
@@ -48,7 +53,9 @@ class AnswerReader:
         named = dict(zip(self._names, outputs, strict=True))
         answers = answer_column(self.prediction, named)
         if self.kind is SummaryKind.VALUE:
-            return [value_summary(value) for value in answers.astype(np.float32).tolist()]
+            with np.errstate(over="ignore"):
+                values = answers.astype(np.float32)
+            return [value_summary(value) if math.isfinite(value) else None for value in values.tolist()]
         scores = score_column(self.prediction, named)
         score_list = [None] * len(answers) if scores is None else scores.tolist()
         return [

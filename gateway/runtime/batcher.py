@@ -63,7 +63,7 @@ class Work:
         self.is_cancelled = True
 
     def fail(self, error: GatewayError) -> None:
-        """The rows could not be run."""
+        """The rows could not be run, or their answer not be given; nothing to do if it was."""
         raise NotImplementedError
 
 
@@ -112,7 +112,7 @@ class DynamicBatcher:
         self._is_scheduled = False
         self._running: asyncio.Future[list[Array]] | None = None
         self._is_closed = False
-        self._idle: asyncio.Future[None] | None = None
+        self._idle = asyncio.Event()
         self._seconds_per_row = 0.0
         self.queued_rows = 0
 
@@ -139,8 +139,8 @@ class DynamicBatcher:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
         if self._running is not None or self._buckets:
-            self._idle = asyncio.get_running_loop().create_future()
-            await self._idle
+            self._idle.clear()
+            await self._idle.wait()
 
     def _schedule(self) -> None:
         if not self._is_scheduled and self._running is None:
@@ -152,8 +152,8 @@ class DynamicBatcher:
         works = self._take()
         if works:
             self._start(works)
-        elif self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        else:
+            self._idle.set()
 
     def _take(self) -> list[Work]:
         """The next batch: the bucket whose head has waited longest, oldest first, without the expired and the gone."""
@@ -196,11 +196,20 @@ class DynamicBatcher:
         error = future.exception()
         batch = None if error is not None else self._batch(works, future.result(), started)
         if batch is not None:
-            self._on_batch(batch)
+            self._answer(batch)
         elif len(works) > 1:
             self._run_alone(works)
         else:
             works[0].fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
+
+    def _answer(self, batch: Batch) -> None:
+        try:
+            self._on_batch(batch)
+        except Exception:
+            # A bug, but not one for which callers should wait for ever.
+            logger.exception("answering a batch failed")
+            for work in batch.works:
+                work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
 
     def _batch(self, works: list[Work], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""

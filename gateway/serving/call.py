@@ -11,7 +11,7 @@ from gateway.runtime.registry import ModelVersion
 from gateway.types import InferenceRequest, InferenceResponse
 
 Reply: TypeAlias = Callable[[InferenceResponse | GatewayError], None]
-"""Called exactly once on the event loop, unless the call is cancelled; must not raise."""
+"""Called exactly once on the event loop, unless the call is cancelled."""
 
 DIRECT = ""
 """Variant of a request that names its version: no rule chose it."""
@@ -20,7 +20,7 @@ DIRECT = ""
 class Call(Work):
     """A request, where it was routed and who waits for the answer."""
 
-    __slots__ = ("prediction_id", "reply", "request", "revision", "variant", "version")
+    __slots__ = ("is_answered", "prediction_id", "reply", "request", "revision", "variant", "version")
 
     def __init__(
         self,
@@ -38,8 +38,14 @@ class Call(Work):
         self.revision = revision
         self.reply = reply
         self.prediction_id = ""
+        self.is_answered = False
+
+    def answer(self, response: InferenceResponse | GatewayError) -> None:
+        """Tell the caller, once."""
+        if not self.is_cancelled and not self.is_answered:
+            self.is_answered = True
+            self.reply(response)
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
-        if not self.is_cancelled:
-            self.reply(error)
+        self.answer(error)

@@ -70,7 +70,7 @@ class DataPlane:
         for call in calls:
             summary = summaries[call.start] if summaries is not None and call.rows == 1 else None
             call.prediction_id = self._sign(call, now, summary)
-            call.reply(_response(call, batch))
+            call.answer(_response(call, batch))
         self._record(version, batch, calls)
         self._log.offer(version, batch, calls)
 

@@ -57,6 +57,11 @@ def affine(factor: float = 2.0, columns: int | str = 3) -> bytes:
     return model(nodes, [value("x", "FP32", ["n", columns])], [value("y", "FP32", ["n", columns])], constants)
 
 
+def affine_of_any_width() -> bytes:
+    """`y = 2 * x + 1`, FP32 [rows, any]."""
+    return affine(columns="m")
+
+
 def row_sum() -> bytes:
     """`y[i] = sum(x[i])`, FP32 [rows, any] to [rows]: rows of different lengths cannot share a run."""
     node = helper.make_node("ReduceSum", ["x", "axis"], ["y"], keepdims=0)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gateway.errors import NotFound, StartupError, TooManyRequests, Unavailable
+from gateway.runtime.batcher import Batch
+from gateway.runtime.registry import Loader, ModelVersion, Registry
+from gateway.runtime.repository import scan
+from gateway.types import ModelKey
+from tests.support import onnx_models
+from tests.support.batching import Caller, answer_all
+from tests.support.manifests import write_published_version
+from tests.support.onnx_models import write_version
+from tests.support.waiting import wait_until_async
+
+
+@pytest.fixture
+def executor() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def answer(_version: ModelVersion, batch: Batch) -> None:
+    answer_all(batch)
+
+
+def load(models: Path, executor: ThreadPoolExecutor) -> Registry:
+    registry = Registry()
+    Loader("cpu", 1, executor, 30.0, answer).load_all(scan(models), registry)
+    return registry
+
+
+def test_versions_are_found_by_name_and_number(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    for version in ["1", "2", "10"]:
+        write_version(tmp_path, "m", version, onnx_models.affine(float(version)))
+    registry = load(tmp_path, executor)
+    assert registry.names == ["m"]
+    assert registry.versions("m") == ["1", "2", "10"]
+    assert registry.latest("m").key == ModelKey("m", "10")
+    assert registry.get("m", "2").key == ModelKey("m", "2")
+    assert len(list(registry)) == 3
+
+
+def test_what_is_not_there_is_told_with_what_is(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine())
+    registry = load(tmp_path, executor)
+    with pytest.raises(NotFound, match="unknown version '2' of model 'm'; versions: 1"):
+        registry.get("m", "2")
+    with pytest.raises(NotFound, match="unknown model 'n'; models: m"):
+        registry.get("n", "1")
+    with pytest.raises(NotFound, match="unknown model 'n'; models: m"):
+        registry.latest("n")
+    assert registry.versions("n") == []
+
+
+def break_corrupt(models: Path) -> str:
+    write_version(models, "bad", "1", b"no model")
+    return "cannot load it"
+
+
+def break_hash(models: Path) -> str:
+    folder = write_published_version(models, "bad", "1", onnx_models.classifier())
+    (folder / "model.onnx").write_bytes(onnx_models.affine())
+    return "sha256 is"
+
+
+def break_manifest(models: Path) -> str:
+    folder = write_version(models, "bad", "1", onnx_models.classifier())
+    (folder / "manifest.json").write_text("{}")
+    return "name: Field required"
+
+
+def break_prediction(models: Path) -> str:
+    write_published_version(models, "bad", "1", onnx_models.affine())
+    return "the manifest's prediction names output 'label'; outputs: y"
+
+
+@pytest.mark.parametrize("breakage", [break_corrupt, break_hash, break_manifest, break_prediction])
+def test_a_version_that_cannot_be_trusted_is_refused_by_name_and_the_others_serve(
+    breakage: Callable[[Path], str], tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    expected = breakage(tmp_path)
+    write_version(tmp_path, "good", "1", onnx_models.affine())
+    registry = load(tmp_path, executor)
+    assert registry.names == ["good"]
+    assert expected in registry.refused[ModelKey("bad", "1")]
+    with pytest.raises(Unavailable, match="model bad/1 is not loaded: "):
+        registry.get("bad", "1")
+    with pytest.raises(Unavailable, match="model bad/1 is not loaded: "):
+        registry.latest("bad")
+    with pytest.raises(NotFound):
+        registry.get("bad", "2")
+
+
+def test_a_refused_version_does_not_hide_the_models_other_versions(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine())
+    write_version(tmp_path, "m", "2", b"no model")
+    registry = load(tmp_path, executor)
+    assert registry.latest("m").key.version == "1"
+    with pytest.raises(Unavailable):
+        registry.get("m", "2")
+
+
+def test_nothing_to_serve_stops_the_start_with_every_reason(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "a", "1", b"no model")
+    write_version(tmp_path, "b", "1", b"")
+    with pytest.raises(StartupError, match=r"(?s)no model could be loaded: .*a/1/model\.onnx.*b/1/model\.onnx"):
+        load(tmp_path, executor)
+
+
+def test_the_limits_of_model_toml_reach_the_batcher(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine(), toml="[batching]\nmax_queue_rows = 2\n")
+    version = load(tmp_path, executor).get("m", "1")
+
+    async def scenario() -> None:
+        version.batcher.submit(Caller({"x": np.zeros((2, 3), np.float32)}))
+        with pytest.raises(TooManyRequests, match="takes at most 2"):
+            version.batcher.submit(Caller({"x": np.zeros((1, 3), np.float32)}))
+        await version.batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_closing_waits_for_every_version(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    for name in ["a", "b"]:
+        write_version(tmp_path, name, "1", onnx_models.affine())
+    registry = load(tmp_path, executor)
+    callers = [Caller({"x": np.zeros((1, 3), np.float32)}) for _ in range(2)]
+
+    async def scenario() -> None:
+        for version, caller in zip(registry, callers, strict=True):
+            version.batcher.submit(caller)
+        await registry.close()
+        await wait_until_async(lambda: all(caller.is_answered for caller in callers), 0.0)
+        for version in registry:
+            with pytest.raises(Unavailable):
+                version.batcher.submit(Caller({"x": np.zeros((1, 3), np.float32)}))
+
+    asyncio.run(scenario())

@@ -1,0 +1,102 @@
+"""Callers of a batcher that remember what they were told, and a runner that works only when it is let."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from gateway.errors import GatewayError
+from gateway.runtime.batcher import Batch, DynamicBatcher, Runner, Work
+from gateway.types import Array, Signature
+
+
+class Caller(Work):
+    """Rows and, later, exactly one answer or error."""
+
+    __slots__ = ("answers", "errors")
+
+    def __init__(self, inputs: dict[str, Array], rows: int | None = None) -> None:
+        super().__init__(inputs, rows if rows is not None else len(next(iter(inputs.values()))))
+        self.answers: list[list[Array]] = []
+        self.errors: list[GatewayError] = []
+
+    def fail(self, error: GatewayError) -> None:
+        """Remember the error."""
+        self.errors.append(error)
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether anything came back."""
+        return bool(self.answers or self.errors)
+
+    @property
+    def answer(self) -> list[Array]:
+        """All outputs of the one answer."""
+        assert not self.errors, self.errors
+        (answer,) = self.answers
+        return answer
+
+    @property
+    def error(self) -> GatewayError:
+        """The one error."""
+        assert not self.answers
+        (error,) = self.errors
+        return error
+
+
+def answer_all(batch: Batch) -> None:
+    """What the data plane does, without routes, ids and metrics."""
+    for work in batch.works:
+        assert isinstance(work, Caller)
+        work.answers.append([batch.rows_of(work, output) for output in range(len(batch.outputs))])
+
+
+class GatedRunner:
+    """A runner in front of another. While the gate is closed its runs wait; what was run is remembered."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.signature: Signature = runner.signature
+        self.gate = threading.Event()
+        self.gate.set()
+        self.batches: list[int] = []
+        self._runner = runner
+
+    def run(self, inputs: dict[str, Array]) -> list[Array]:
+        """Run when let; the rows of each run stand in `batches`."""
+        self.batches.append(len(next(iter(inputs.values()))))
+        assert self.gate.wait(30.0)
+        return self._runner.run(inputs)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Runs that begin inside wait until the end of the block."""
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
+
+
+def batcher(
+    runner: Runner,
+    executor: ThreadPoolExecutor,
+    *,
+    max_batch_rows: int = 8,
+    max_queue_rows: int = 1_000,
+    timeout: float = 30.0,
+    on_batch: Callable[[Batch], None] = answer_all,
+    clock: Callable[[], float] | None = None,
+) -> DynamicBatcher:
+    """A batcher with limits that suit a test."""
+    options = {} if clock is None else {"clock": clock}
+    return DynamicBatcher(
+        runner,
+        executor,
+        max_batch_rows=max_batch_rows,
+        max_queue_rows=max_queue_rows,
+        timeout=timeout,
+        on_batch=on_batch,
+        **options,
+    )
