@@ -25,9 +25,7 @@ class RouteEditor:
 
         Raises `NotFound` for a model that is not loaded.
         """
-        if name not in self._registry.names:
-            raise NotFound(f"no route {name!r}; routes: {', '.join(self._registry.names)}")
-        raw = (await self._store.read([name]))[name]
+        raw = await self._raw(name)
         return revision_of(raw), parse_document(raw)
 
     async def put(self, name: str, document: JsonObject, *, expected: int, actor: str, reason: str) -> JsonObject:
@@ -35,9 +33,10 @@ class RouteEditor:
 
         Raises `InvalidRoute` naming the path in the document, `Conflict` if `expected` is not the stored revision.
         """
-        revision, _ = await self.stored(name)
+        raw = await self._raw(name)
+        revision = revision_of(raw)
         if revision != expected:
-            raise await self._conflict(name, revision, expected)
+            raise await self._conflict(name, expected)
         if document.get("revision", expected) != expected:
             raise InvalidRoute(f"revision: is set by the gateway; leave it out or keep {expected}")
         in_force = self._table.get(name)
@@ -45,7 +44,10 @@ class RouteEditor:
         successor = max(revision, in_force.revision if in_force else 0) + 1
         document = {"name": name, **document, "revision": successor}
         route = compile_route(document, name=name, versions=self._registry.versions(name))
-        await self._store.write(route.document(), expected=expected, actor=actor, reason=reason)
+        try:
+            await self._store.write(route.document(), replaces=raw, actor=actor, reason=reason)
+        except Conflict:
+            raise await self._conflict(name, expected) from None
         await self._table.refresh()
         return route.document()
 
@@ -58,7 +60,13 @@ class RouteEditor:
             document["revision"] = expected
         return await self.put(name, _merge(document, patch), expected=expected, actor=actor, reason=reason)
 
-    async def _conflict(self, name: str, revision: int, expected: int) -> Conflict:
+    async def _raw(self, name: str) -> bytes | None:
+        if name not in self._registry.names:
+            raise NotFound(f"no route {name!r}; routes: {', '.join(self._registry.names)}")
+        return (await self._store.read([name]))[name]
+
+    async def _conflict(self, name: str, expected: int) -> Conflict:
+        revision, _ = await self.stored(name)
         message = f"route {name!r} is at revision {revision}, the change was made for revision {expected}"
         latest = await self._store.history(name, 1)
         if latest and latest[0].revision == revision:

@@ -8,28 +8,22 @@ from dataclasses import dataclass
 import orjson
 
 from gateway.errors import Conflict
+from gateway.prediction_id import MAX_REVISION
 from gateway.state import keys
 from gateway.state.client import Store, store_errors
 from gateway.types import JsonObject
 
-# A document edited by hand may be no JSON at all; such a one counts as revision 0, so that it can be replaced.
+# What is replaced is named by its bytes: a document edited by hand may be no JSON, or JSON to one parser only.
 _WRITE = """
-local current = redis.call('GET', KEYS[1])
-local revision = 0
-if current then
-  local parsed, document = pcall(cjson.decode, current)
-  if parsed and type(document) == 'table' and type(document.revision) == 'number' then
-    revision = document.revision
-  end
-end
-if revision ~= tonumber(ARGV[1]) then
-  return {0, string.format('%d', revision)}
+local current = redis.call('GET', KEYS[1]) or ''
+if current ~= ARGV[1] then
+  return {0, current}
 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'revision', ARGV[4], 'actor', ARGV[5], 'reason', ARGV[6],
-  'before', current or '', 'document', ARGV[2])
+  'before', current, 'document', ARGV[2])
 redis.call('PUBLISH', ARGV[7], ARGV[8])
-return {1, ARGV[4]}
+return {1, ''}
 """
 
 
@@ -47,10 +41,9 @@ class AuditEntry:
 
 
 def revision_of(raw: bytes | None) -> int:
-    """The revision a write must name: that of the stored document, 0 where there is none that can be read."""
-    document = parse_document(raw) or {}
-    revision = document.get("revision")
-    return int(revision) if isinstance(revision, int | float) and not isinstance(revision, bool) else 0
+    """The revision a change must name: that of the stored document, 0 where there is none that a route could have."""
+    revision = (parse_document(raw) or {}).get("revision")
+    return revision if type(revision) is int and 1 <= revision <= MAX_REVISION else 0
 
 
 class RouteStore:
@@ -68,17 +61,17 @@ class RouteStore:
                 pipeline.get(keys.route(name))
             return dict(zip(names, await pipeline.execute(), strict=True))
 
-    async def write(self, document: JsonObject, *, expected: int, actor: str, reason: str) -> None:
-        """Store a valid document in place of revision `expected`.
+    async def write(self, document: JsonObject, *, replaces: bytes | None, actor: str, reason: str) -> None:
+        """Store a valid document in place of exactly what `read` gave.
 
-        Raises `Conflict` if another revision is stored by now.
+        Raises `Conflict` if something else is stored by now.
         """
-        name, revision = document["name"], document["revision"]
+        name = document["name"]
         arguments = [
-            expected,
+            replaces or b"",
             orjson.dumps(document),
             keys.AUDIT_ENTRIES,
-            revision,
+            document["revision"],
             actor,
             reason,
             keys.CHANGES_CHANNEL,
@@ -87,7 +80,7 @@ class RouteStore:
         with store_errors():
             written, current = await self._write(keys=[keys.route(name), keys.audit(name)], args=arguments)
         if not written:
-            raise Conflict(f"route {name!r} is at revision {int(current)}, the change was made for revision {expected}")
+            raise Conflict(f"route {name!r} was changed meanwhile; it is at revision {revision_of(current)}")
 
     async def history(self, name: str, limit: int) -> list[AuditEntry]:
         """The newest changes first."""
