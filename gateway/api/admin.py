@@ -50,8 +50,7 @@ class AdminApi:
         """For a Starlette application."""
         return [
             Route("/admin/routes", self.list_routes),
-            Route("/admin/routes/{name}", self.show_route, methods=["GET"]),
-            Route("/admin/routes/{name}", self.change_route, methods=["PUT", "PATCH"]),
+            Route("/admin/routes/{name}", self.one_route, methods=["GET", "PUT", "PATCH"]),
             Route("/admin/routes/{name}/history", self.route_history),
             Route("/admin/drift", self.drift),
             Route("/admin/drift/{name}", self.drift),
@@ -62,6 +61,11 @@ class AdminApi:
     async def list_routes(self, _request: Request) -> Response:
         """Every route in force, with the problem that keeps a stored document out of force."""
         return json_response({"routes": [self._in_force(route.name) for route in self._table]})
+
+    async def one_route(self, request: Request) -> Response:
+        """One endpoint for one path, so that the wrong verb is answered with all right ones."""
+        is_change = request.method in {"PUT", "PATCH"}
+        return await (self.change_route(request) if is_change else self.show_route(request))
 
     async def show_route(self, request: Request) -> Response:
         """One route in force; `ETag` is the stored revision, which a change must name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
@@ -13,10 +14,16 @@ from gateway.api.inference import InferenceApi
 
 def public_app(inference: InferenceApi) -> ASGIApp:
     """Predictions, metadata, health and labels."""
-    return Starlette(routes=inference.routes(), exception_handlers=EXCEPTION_HANDLERS)
+    return _application(inference.routes())
 
 
 def ops_app(admin: AdminApi, token: str | None, *, metrics_public: bool) -> ASGIApp:
     """Routes, verdicts and metrics, behind the guard."""
-    app = Starlette(routes=admin.routes(), exception_handlers=EXCEPTION_HANDLERS)
-    return OpsGuard(app, token, metrics_public=metrics_public)
+    return OpsGuard(_application(admin.routes()), token, metrics_public=metrics_public)
+
+
+def _application(routes: list[Route]) -> Starlette:
+    app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS)
+    # A path with a slash too many is an unknown path, not a redirect that clients of the protocol do not follow.
+    app.router.redirect_slashes = False
+    return app

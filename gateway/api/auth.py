@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from hmac import compare_digest
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.api.answers import error_response
-from gateway.errors import Forbidden, GatewayError, Unauthorized
+from gateway.errors import Forbidden, GatewayError, Unauthorized, shown
 from gateway.settings import is_loopback
 
 METRICS_PATH = "/metrics"
+HOST = re.compile(r"(?:\[(?P<ipv6>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::\d+)?\Z")
 
 
 class OpsGuard:
@@ -38,10 +40,11 @@ class OpsGuard:
         if self._token is None:
             # The port is bound to loopback. A page in a browser on this machine can still reach it under a host name
             # that it made resolve here (DNS rebinding); such a request names that host.
-            host = headers.get("host", "localhost").rpartition(":")[0] or headers.get("host", "localhost")
-            if is_loopback(host.strip("[]")):
+            host = headers.get("host", "localhost")
+            matched = HOST.match(host.lower())
+            if matched is not None and is_loopback(matched["ipv6"] or matched["name"]):
                 return None
-            return Forbidden(f"the ops port answers only under a loopback name, not {host!r}")
+            return Forbidden(f"the ops port answers only under a loopback name, not {shown(host)}")
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and compare_digest(given.strip().encode(), self._token.encode()):
             return None

@@ -58,7 +58,11 @@ class RouteEditor:
             in_force = self._table.get(name)
             document = in_force.document() if in_force else {}
             document["revision"] = expected
-        return await self.put(name, _merge(document, patch), expected=expected, actor=actor, reason=reason)
+        try:
+            merged = _merge(document, patch)
+        except RecursionError:
+            raise InvalidRoute("document: nested deeper than any route") from None
+        return await self.put(name, merged, expected=expected, actor=actor, reason=reason)
 
     async def _raw(self, name: str) -> bytes | None:
         if name not in self._registry.names:

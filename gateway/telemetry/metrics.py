@@ -173,11 +173,12 @@ class GatewayMetrics(Collector):
             yield family
 
     def _gauge_families(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families = {
+            instrument: GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
+            for instrument in INSTRUMENTS
+            if instrument.kind == "gauge"
+        }
         for source in self._gauges:
             for instrument, labels, value in source():
-                family = families.setdefault(
-                    instrument.name, GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
-                )
-                family.add_metric(labels, value)
+                families[instrument].add_metric(labels, value)
         yield from families.values()
