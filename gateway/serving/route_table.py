@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import orjson
@@ -121,8 +121,9 @@ class RouteTable:
     async def _learn_variant_names(self) -> None:
         for name in self._registry.names:
             for entry in await self._store.history(name, HISTORY_FOR_NAMES):
-                names = (str(variant["name"]) for variant in entry.document.get("variants", []))
-                self._variant_names.update((name_hash(variant), variant) for variant in names)
+                with suppress(KeyError, TypeError):
+                    names = [str(variant["name"]) for variant in entry.document["variants"]]
+                    self._variant_names.update((name_hash(variant), variant) for variant in names)
 
     def _load_snapshot(self) -> None:
         try:
@@ -131,6 +132,9 @@ class RouteTable:
             return
         except (OSError, orjson.JSONDecodeError) as error:
             logger.warning("%s: %s; starting without the last good routes", self._snapshot, error)
+            return
+        if not isinstance(documents, dict):
+            logger.warning("%s: expected an object; starting without the last good routes", self._snapshot)
             return
         for name in self._routes.keys() & documents.keys():
             try:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import orjson
+from redis.exceptions import ResponseError
 
 from gateway.errors import Conflict
 from gateway.prediction_id import MAX_REVISION
@@ -25,6 +26,9 @@ redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'revision', ARGV[4], 'a
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return {1, ''}
 """
+
+
+WRONG_KIND = b"a key of the wrong kind: delete it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,8 @@ class RouteStore:
             pipeline = self._store.pipeline(transaction=False)
             for name in names:
                 pipeline.get(keys.route(name))
-            return dict(zip(names, await pipeline.execute(), strict=True))
+            replies = await pipeline.execute(raise_on_error=False)
+            return {name: _raw(reply) for name, reply in zip(names, replies, strict=True)}
 
     async def write(self, document: JsonObject, *, replaces: bytes | None, actor: str, reason: str) -> None:
         """Store a valid document in place of exactly what `read` gave.
@@ -83,12 +88,13 @@ class RouteStore:
             raise Conflict(f"route {name!r} was changed meanwhile; it is at revision {revision_of(current)}")
 
     async def history(self, name: str, limit: int) -> list[AuditEntry]:
-        """The newest changes first."""
+        """The newest changes first; what somebody else put into the stream is passed over."""
         with store_errors():
             entries: list[tuple[bytes, dict[bytes, bytes]]] = await self._store.xrevrange(  # type: ignore[assignment]
                 keys.audit(name), count=limit
             )
-        return [_audit_entry(entry_id, fields) for entry_id, fields in entries]
+        changes = (_audit_entry(entry_id, fields) for entry_id, fields in entries)
+        return [change for change in changes if change is not None]
 
     async def changes(self, poll_seconds: float) -> AsyncGenerator[None]:
         """Yields when a route may have changed: at each notice, and every `poll_seconds` at the latest."""
@@ -109,12 +115,24 @@ def parse_document(raw: bytes | None) -> JsonObject | None:
     return document if isinstance(document, dict) else None
 
 
-def _audit_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> AuditEntry:
-    return AuditEntry(
-        changed_at=int(entry_id.split(b"-")[0]) / 1000,
-        revision=int(fields[b"revision"]),
-        actor=fields[b"actor"].decode(),
-        reason=fields[b"reason"].decode(),
-        before=parse_document(fields[b"before"]),
-        document=parse_document(fields[b"document"]) or {},
-    )
+def _raw(reply: bytes | Exception | None) -> bytes | None:
+    """One key that is no string must not keep the other routes from being read."""
+    if isinstance(reply, ResponseError) and "WRONGTYPE" in str(reply):
+        return WRONG_KIND
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
+
+
+def _audit_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> AuditEntry | None:
+    try:
+        return AuditEntry(
+            changed_at=int(entry_id.split(b"-")[0]) / 1000,
+            revision=int(fields[b"revision"]),
+            actor=fields[b"actor"].decode(),
+            reason=fields[b"reason"].decode(),
+            before=parse_document(fields[b"before"]),
+            document=parse_document(fields[b"document"]) or {},
+        )
+    except (KeyError, ValueError):
+        return None

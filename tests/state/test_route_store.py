@@ -150,6 +150,16 @@ def test_every_change_is_kept_with_who_when_why_and_what_was_before(store: Store
     run(scenario())
 
 
+def test_what_others_put_into_the_audit_stream_is_passed_over(store: Store, run: Run) -> None:
+    async def scenario() -> None:
+        await store.xadd(keys.audit("m"), {"hello": "world"})
+        await RouteStore(store).write(document(1), replaces=None, actor="ann", reason="")
+        await store.xadd(keys.audit("m"), {"revision": "x", "actor": b"\xff", "reason": "", "document": "[]"})
+        assert [entry.actor for entry in await RouteStore(store).history("m", 10)] == ["ann"]
+
+    run(scenario())
+
+
 def test_a_notice_is_yielded_at_once_long_before_the_poll(store: Store, store_url: str, run: Run) -> None:
     async def scenario() -> None:
         changes = RouteStore(store).changes(poll_seconds=60.0)
