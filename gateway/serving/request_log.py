@@ -52,6 +52,7 @@ class RequestLog:
         self._buffer: deque[tuple[str, dict[bytes, bytes]]] = deque()
         self._buffered_bytes = 0
         self._has_entries = asyncio.Event()
+        self._flushing = asyncio.Lock()
 
     def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call]) -> None:
         """Take the sampled calls of a finished batch. Sampling is a function of the prediction id."""
@@ -67,6 +68,10 @@ class RequestLog:
             self._metrics.count(LOG_DROPPED, name)
             return
         fields = encode(entry)
+        # Only now is it known how long the strings are.
+        if self._buffered_bytes + _size(fields) > self._buffer_bytes:
+            self._metrics.count(LOG_DROPPED, name)
+            return
         self._buffer.append((name, fields))
         self._buffered_bytes += _size(fields)
         self._has_entries.set()
@@ -87,14 +92,16 @@ class RequestLog:
 
     async def flush(self) -> None:
         """Write all that is buffered. Raises `StoreUnavailable`."""
-        while self._buffer:
-            entries = [self._buffer[index] for index in range(min(WRITE_ENTRIES, len(self._buffer)))]
-            await self._writer.append_predictions(entries)
-            for name, fields in entries:
-                self._buffer.popleft()
-                self._buffered_bytes -= _size(fields)
-                self._metrics.count(LOG_WRITTEN, name)
-        self._has_entries.clear()
+        # Two at once, as at the end of the process, would write the same entries.
+        async with self._flushing:
+            while self._buffer:
+                entries = [self._buffer[index] for index in range(min(WRITE_ENTRIES, len(self._buffer)))]
+                await self._writer.append_predictions(entries)
+                for name, fields in entries:
+                    self._buffer.popleft()
+                    self._buffered_bytes -= _size(fields)
+                    self._metrics.count(LOG_WRITTEN, name)
+            self._has_entries.clear()
 
     def abandon(self) -> int:
         """Count what is still buffered as dropped, at the end of the process; how many entries that was."""

@@ -1,0 +1,146 @@
+"""One request, one reply, and an id that says how it came about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from gateway.errors import GatewayError, InvalidRequest, NotFound
+from gateway.prediction_id import SummaryKind, name_hash
+from gateway.state import keys
+from gateway.state.client import Store
+from gateway.types import Array, InferenceResponse
+from tests.support.planes import NOW, Plane, plane_over
+from tests.support.waiting import wait_until_async
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def rows(*values: float) -> dict[str, Array]:
+    return {"x": np.array(values, np.float32).reshape(-1, 1)}
+
+
+@pytest.fixture
+def plane(plane_models: Path, tmp_path: Path) -> Any:
+    with plane_over(plane_models, tmp_path) as made:
+        yield made
+
+
+def test_an_id_tells_route_variant_version_time_class_and_score(plane: Plane, run: Run) -> None:
+    response = run(plane.predict("classifier", rows(2.0)))
+    decoded = plane.signer.verify(response.prediction_id)
+    assert decoded.route_hash == name_hash("classifier")
+    assert decoded.variant_hash == name_hash("default")
+    assert (decoded.revision, decoded.version, decoded.predicted_at) == (0, "1", int(NOW))
+    assert (decoded.kind, decoded.class_index) == (SummaryKind.CLASS, 1)
+    assert decoded.score == pytest.approx(1 / (1 + np.exp(-2.0)), abs=1e-4)
+
+
+def test_an_id_of_a_regression_tells_the_value(plane: Plane, run: Run) -> None:
+    decoded = plane.signer.verify(run(plane.predict("regression", rows(1.5))).prediction_id)
+    assert (decoded.kind, decoded.value) == (SummaryKind.VALUE, 4.0)
+
+
+def test_callers_who_share_a_run_get_the_ids_of_their_own_answers(plane: Plane, run: Run) -> None:
+    async def scenario() -> None:
+        values = [-3.0, 3.0, -1.0, 1.0, 2.0]
+        responses = await asyncio.gather(*(plane.predict("classifier", rows(value)) for value in values))
+        for value, response in zip(values, responses, strict=True):
+            decoded = plane.signer.verify(response.prediction_id)
+            assert decoded.class_index == int(value > 0)
+            assert decoded.score == pytest.approx(1 / (1 + np.exp(-value)), abs=1e-4)
+
+    run(scenario())
+
+
+def test_an_answer_of_several_rows_or_without_a_prediction_has_no_summary(plane: Plane, run: Run) -> None:
+    for model, inputs in (("classifier", rows(1.0, 2.0)), ("affine", {"x": np.ones((1, 3), np.float32)})):
+        decoded = plane.signer.verify(run(plane.predict(model, inputs)).prediction_id)
+        assert decoded.kind is SummaryKind.NONE
+
+
+def test_a_version_that_was_asked_for_belongs_to_no_variant(plane: Plane, run: Run) -> None:
+    response = run(plane.predict("affine", {"x": np.ones((1, 3), np.float32)}, version="1"))
+    decoded = plane.signer.verify(response.prediction_id)
+    assert (response.key.version, decoded.version, decoded.revision) == ("1", "1", 0)
+    assert decoded.variant_hash == name_hash("")
+
+
+def test_a_score_that_is_no_number_costs_nobody_the_answer(plane: Plane, run: Run) -> None:
+    async def scenario() -> None:
+        responses = await asyncio.gather(*(plane.predict("unscored", rows(value)) for value in (1.0, -1.0, 2.0)))
+        assert [plane.signer.verify(response.prediction_id).class_index for response in responses] == [1, 0, 1]
+        assert plane.signer.verify(responses[1].prediction_id).score is None
+
+    run(scenario())
+
+
+def test_what_is_refused_is_refused_at_once_and_not_replied_to(plane: Plane, run: Run) -> None:
+    async def scenario() -> None:
+        for model, version, inputs, error in (
+            ("absent", None, rows(1.0), NotFound),
+            ("affine", "9", rows(1.0), NotFound),
+            ("affine", None, rows(1.0), InvalidRequest),
+        ):
+            replies: list[InferenceResponse | GatewayError] = []
+            with pytest.raises(error):
+                _, replies = plane.submit(model, inputs, version)
+            await asyncio.sleep(0)
+            assert replies == []
+
+    run(scenario())
+
+
+def test_every_call_gets_exactly_one_reply(plane: Plane, run: Run) -> None:
+    async def scenario() -> None:
+        indices = [0, 9, 1, 9, 2, 3]
+        calls = [plane.submit("lookup", {"index": np.array([index], np.int64)}) for index in indices]
+        await plane.registry.close()
+        for index, (_, replies) in zip(indices, calls, strict=True):
+            (reply,) = replies
+            assert isinstance(reply, InvalidRequest) if index == 9 else isinstance(reply, InferenceResponse)
+
+    run(scenario())
+
+
+def test_who_left_gets_no_reply(plane: Plane, run: Run) -> None:
+    async def scenario() -> None:
+        call, replies = plane.submit("classifier", rows(1.0))
+        _, others = plane.submit("classifier", rows(2.0))
+        call.cancel()
+        await wait_until_async(lambda: others)
+        await plane.registry.close()
+        assert replies == []
+        assert len(others) == 1
+
+    run(scenario())
+
+
+def test_routes_in_force_decide_and_are_named_in_the_id(
+    plane_models: Path, tmp_path: Path, store: Store, run: Run
+) -> None:
+    document = {
+        "name": "affine",
+        "revision": 12,
+        "variants": [{"name": "old", "version": "1", "weight": 100}, {"name": "new", "version": "2", "weight": 0}],
+        "match": [{"header": "x-beta", "equals": "1", "variant": "new"}],
+    }
+
+    async def scenario(plane: Plane) -> None:
+        await store.set(keys.route("affine"), orjson.dumps(document))
+        await plane.routes.refresh()
+        for headers, variant, version in (({}, "old", "1"), ({"x-beta": "1"}, "new", "2")):
+            response = await plane.predict("affine", {"x": np.ones((1, 3), np.float32)}, headers=headers)
+            decoded = plane.signer.verify(response.prediction_id)
+            assert (response.key.version, decoded.version, decoded.revision) == (version, version, 12)
+            assert decoded.variant_hash == name_hash(variant)
+            assert plane.counted("gateway_requests_total", model="affine", variant=variant) == 1
+
+    with plane_over(plane_models, tmp_path, store=store) as plane:
+        run(scenario(plane))
