@@ -63,16 +63,34 @@ class Listener(uvicorn.Server):
         )
         super().__init__(config)
         self._socket = sock
+        self._startup_is_over = asyncio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave them to `serve`."""
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and tell `running`."""
+        try:
+            await super().startup(sockets)
+        finally:
+            self._startup_is_over.set()
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Accept connections; at the end refuse new ones and answer what is in flight."""
+        """Accept connections; at the end refuse new ones and answer what is in flight.
+
+        Raises `StartupError` if somebody else began to listen on the port since it was bound.
+        """
+        host, port = self._socket.getsockname()[:2]
         task = asyncio.create_task(self.serve(sockets=[self._socket]))
+        await self._startup_is_over.wait()
+        if not self.started:
+            try:
+                await task
+            except OSError as error:
+                raise StartupError(f"{host}:{port}: {os.strerror(error.errno or 0)}; choose another port") from error
         try:
             yield
         finally:

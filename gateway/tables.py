@@ -117,9 +117,12 @@ def _performance_table(performance: list[JsonObject]) -> RenderableType:
 
 
 def stdout_console() -> Console:
-    """Standard output; through a pipe, wide enough that no table is folded."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    """Standard output, where text is text; through a pipe, wide enough that no table is folded."""
+    # Names and reasons are other people's words, and words in brackets are none of Rich's business.
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:

@@ -12,6 +12,7 @@ import orjson
 from rich import box
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from gateway.opsclient import DEFAULT_URL
 from gateway.protocol.datatypes import BYTES
@@ -40,12 +41,12 @@ def announce(started: Started) -> None:
     for index, name in enumerate(registry.names):
         facts.add_row("models" if index == 0 else "", f"{name}  (versions {', '.join(registry.versions(name))})")
     for key, reason in registry.refused.items():
-        facts.add_row("[red]refused[/red]", f"{key}: {reason}")
+        facts.add_row(Text("refused", "red"), f"{key}: {reason}")
     console = stdout_console()
     console.print(Panel(facts, title="gateway", title_align="left", box=box.ROUNDED, expand=False))
     console.print("Ask for a prediction:\n")
-    console.print(example(started.public_url, registry), soft_wrap=True, markup=False)
-    console.print(f"\nThen:\n\n{_next_steps(started)}\n\nCtrl-C stops everything.", soft_wrap=True, markup=False)
+    console.print(example(started.public_url, registry), soft_wrap=True)
+    console.print(f"\nThen:\n\n{_next_steps(started)}\n\nCtrl-C stops everything.", soft_wrap=True)
 
 
 def example(public_url: str, registry: Registry) -> str:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from gateway.errors import NotFound, Unavailable
+from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SummaryKind
 from gateway.protocol.signature import check_request
 from gateway.runtime.batcher import Batch
@@ -48,14 +48,13 @@ class DataPlane:
         self._random_unit = random_unit
         self._clock = clock
         self.is_draining = False
+        """Set while load balancers are told to go elsewhere; whoever still comes is served."""
 
     def submit(self, request: InferenceRequest, reply: Reply) -> Call:
         """Admit a request; `reply` gets its response or a `GatewayError`, once, later.
 
         Raises a `GatewayError` if the request is refused; nothing was done then and `reply` is not called.
         """
-        if self.is_draining:
-            raise Unavailable("the gateway is shutting down", retry_after=1.0)
         version, variant, revision = self._route(request)
         rows = check_request(request, version.signature, version.config.batching.max_request_rows)
         call = Call(request, version, variant, revision, rows, reply)

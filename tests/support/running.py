@@ -25,7 +25,7 @@ URL = re.compile(r"(predictions|ops) +(http://\S+)")
 def clean_environment(**changes: str) -> dict[str, str]:
     """The environment of the tests without any setting of a gateway."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    return environment | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"} | changes
+    return environment | {"PYTHONUNBUFFERED": "1", "COLUMNS": "400"} | changes
 
 
 def children_of(pid: int) -> dict[str, int]:
@@ -109,14 +109,14 @@ class GatewayProcess:
 
     def stop(self) -> int:
         """SIGTERM and wait; the exit code."""
-        for client in (getattr(self, "public", None), getattr(self, "ops", None)):
-            if client is not None:
-                client.close()
         self.process.send_signal(signal.SIGTERM)
         return self.wait_until_stopped()
 
     def kill(self) -> None:
-        """For the end of a test that did not get to `stop`."""
+        """The end of it, also for a test that did not get to `stop`."""
+        for client in (getattr(self, "public", None), getattr(self, "ops", None)):
+            if client is not None:
+                client.close()
         if self.process.poll() is None:
             self.process.kill()
         self.wait_until_stopped()
