@@ -1,0 +1,122 @@
+"""`make bench`: measure the gateway and its peers on this machine; see docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from bench import machine, model, plot, thresholds, wrk
+from bench.places import RESULTS, ROOT, WORK
+from bench.report import markdown, print_report
+from bench.results import Results
+from bench.runner import Length, Runner
+from bench.scenarios import QUICK, QUICK_SERVERS, SCENARIOS, Scenario
+from bench.servers import KINDS, Kind
+
+FULL = Length(rounds=3, seconds=5)
+SHORT = Length(rounds=1, seconds=2)
+WIDTH = 120
+"""Of tables in a file or a pipe."""
+
+
+def main() -> int:
+    """Exit code 0 if everything was measured, whether or not a threshold was reached."""
+    options = _options()
+    os.chdir(ROOT)
+    # The same way out as Ctrl-C, so that every server is stopped.
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    if options.show:
+        print_report(Results.load(options.show), console)
+        return 0
+    scenarios, kinds, length = _choice(options)
+    try:
+        wrk.version()
+    except wrk.WrkMissing as error:
+        console.print(str(error))
+        return 1
+    started = datetime.now(UTC)
+    results = Results(
+        started.isoformat(timespec="seconds"),
+        shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        machine.describe(),
+        machine.versions([kind.name for kind in kinds]),
+    )
+    console.print("training and fetching the models ...")
+    model.prepare()
+    is_partial = bool(options.quick or options.peers or options.scenarios)
+    try:
+        Runner(results, length, lambda line: console.print(line, markup=False, soft_wrap=True)).run(scenarios, kinds)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was measured so far:")
+        is_partial = True
+    results.thresholds = [one.document() for one in thresholds.evaluate(results)]
+    print_report(results, console)
+    _store(results, options, started, console, is_partial=is_partial)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the gateway and its peers.")
+    parser.add_argument("--quick", action="store_true", help="One short round; gateway, echo and prototype only.")
+    parser.add_argument("--peers", help=f"Comma-separated; besides the gateway, of: {', '.join(KINDS)}.")
+    parser.add_argument("--scenarios", help=f"Comma-separated, of: {', '.join(SCENARIOS)}.")
+    parser.add_argument("--rounds", type=int, help="Rounds of each scenario.")
+    parser.add_argument("--seconds", type=float, help="Length of one measurement.")
+    parser.add_argument("--label", default="", help="Added to the name of the result file.")
+    parser.add_argument("--publish", action="store_true", help="Keep a partial run in bench/results too.")
+    parser.add_argument("--show", type=Path, help="Print a stored result again; measure nothing.")
+    return parser.parse_args()
+
+
+def _choice(options: argparse.Namespace) -> tuple[list[Scenario], list[Kind], Length]:
+    scenario_names = _names(options.scenarios, SCENARIOS, QUICK if options.quick else tuple(SCENARIOS))
+    peer_names = _names(options.peers, KINDS, QUICK_SERVERS if options.quick else tuple(KINDS))
+    length = SHORT if options.quick else FULL
+    length = Length(options.rounds or length.rounds, options.seconds or length.seconds)
+    scenarios = [one for name, one in SCENARIOS.items() if name in scenario_names]
+    return scenarios, [kind for name, kind in KINDS.items() if name == "gateway" or name in peer_names], length
+
+
+def _names(
+    given: str | None, known: dict[str, Scenario] | dict[str, Kind], default: tuple[str, ...]
+) -> tuple[str, ...]:
+    if given is None:
+        return default
+    names = tuple(given.split(","))
+    if unknown := [name for name in names if name not in known]:
+        sys.exit(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+    return names
+
+
+def _store(
+    results: Results, options: argparse.Namespace, started: datetime, console: Console, *, is_partial: bool
+) -> None:
+    """Only a full run, or one that is asked to, replaces the published numbers."""
+    label = f"-{options.label}" if options.label else ""
+    name = f"{started:%Y-%m-%d}-{'quick' if options.quick else 'partial' if is_partial else 'full'}{label}"
+    is_published = options.publish or not is_partial
+    folder = RESULTS if is_published else WORK / "results"
+    file = folder / f"{name}.json"
+    results.save(file)
+    picture = folder / f"{name}.svg"
+    picture.write_text(plot.svg(results), "utf-8")
+    if is_published:
+        (folder / "README.md").write_text(markdown(results, file, picture), "utf-8")
+    console.print(f"stored in {file.relative_to(ROOT)}")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
