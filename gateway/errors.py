@@ -105,13 +105,6 @@ class TooManyRequests(GatewayError):
     code = "queue_full"
 
 
-class ClientLeft(GatewayError):
-    """Nobody is there to read the answer; the status (nginx's) appears in metrics and logs only."""
-
-    status = 499
-    code = "client_left"
-
-
 class InferenceFailed(GatewayError):
     """ONNX Runtime failed on well-formed input."""
 

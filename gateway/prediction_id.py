@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import b2a_base64
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
@@ -35,6 +36,7 @@ _BODY = struct.Struct(">II6s")
 _PREFIX = struct.Struct(">B3s3s3sI")
 _CLASS = struct.Struct(">HH")
 _VALUE = struct.Struct(">f")
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class SummaryKind(IntEnum):
@@ -100,7 +102,9 @@ class IdSigner:
         """A new id; `now` is Unix time in whole seconds."""
         serial = (next(self._counter) & 0xFFFFFF).to_bytes(3)
         body = prefix + _BODY.pack(now, summary, self._nonce + serial)
-        return urlsafe_b64encode(body + self._tag(body)).decode("ascii")
+        hasher = self._hasher.copy()
+        hasher.update(body)
+        return b2a_base64(body + hasher.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
 
     def verify(self, text: str) -> PredictionId:
         """Decode and check an id. Raises `InvalidRequest` for anything this key did not sign."""

@@ -78,6 +78,21 @@ class Route:
             return canary if _hash(self.salt, unit) * TOTAL_WEIGHT < canary.weight else stable
         return max(self.variants, key=lambda variant: self._rendezvous(variant, unit))
 
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing in a request has a say: no header is matched and none is sticky."""
+        return self.sticky_header is None and not self.matches
+
+    def draw(self, number: float) -> Variant:
+        """The variant for a request to a random route; `number` is evenly spread over [0, 1)."""
+        share = number * TOTAL_WEIGHT
+        for variant in self.variants:
+            share -= variant.weight
+            if share < 0:
+                return variant
+        # Weights add up to 100 but for a rounding error, which may leave the last number to nobody.
+        return next(variant for variant in reversed(self.variants) if variant.weight > 0)
+
     def _rendezvous(self, variant: Variant, unit: str) -> float:
         if variant.weight == 0.0:
             return -math.inf

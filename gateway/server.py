@@ -16,8 +16,10 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.lifecycle import stop_signals
@@ -47,11 +49,17 @@ LOCK_FILE = "lock"
 class Listener(uvicorn.Server):
     """Uvicorn on a bound socket, without its signal handlers: two run in one process and stop in order."""
 
-    def __init__(self, app: ASGIApp, sock: socket.socket, shutdown_timeout: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        sock: socket.socket,
+        shutdown_timeout: float,
+        protocol: Callable[..., asyncio.Protocol] = HttpToolsProtocol,
+    ) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
-            http="httptools",
+            http=protocol,  # type: ignore[arg-type]
             ws="none",
             lifespan="off",
             log_config=None,
@@ -116,6 +124,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     Raises `StartupError` if something that the settings ask for cannot be had.
     """
     sys.setswitchinterval(GIL_SWITCH_SECONDS)
+    # The decoder looks for numbers that became infinite; numpy need not warn of them as well.
+    np.seterr(over="ignore")
     stop = stop_signals()
     async with AsyncExitStack() as stack:
         # 1. What can fail without side effects: the folder, the ports, the device, the models on disk.
@@ -148,7 +158,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         )
         # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
         ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
-        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout)
+        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol())
         stack.push_async_callback(_flush, gateway)
         await stack.enter_async_context(ops.running())
         stack.push_async_callback(gateway.registry.close)

@@ -47,7 +47,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
     )
-    threads: int = Field(0, ge=0, description="Threads of one ONNX Runtime call; 0 is one per core.")
+    threads: int = Field(
+        0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")

@@ -57,16 +57,62 @@ class InferenceRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     """Lower-case header names; routing reads them."""
+    fits: Signature | None = None
+    """A signature that the decoder found the inputs and outputs to fit."""
+    rows: int = 0
+    """Length of axis 0 of all inputs, where `fits` has a row axis."""
 
 
-@dataclass(slots=True)
+class BatchOutputs:
+    """The outputs of one run, for all the requests that shared it."""
+
+    __slots__ = ("arrays", "specs", "texts")
+
+    def __init__(self, specs: tuple[TensorSpec, ...], arrays: list[Array]) -> None:
+        self.specs = specs
+        self.arrays = arrays
+        self.texts: Any = None
+        """Whatever an encoder prepared for the first of the requests and can use for the others."""
+
+
 class InferenceResponse:
-    """The rows that belong to one request."""
+    """The answer to one request: its tensors, or the rows of a run that they are made of on demand."""
 
-    key: ModelKey
-    id: str | None
-    outputs: list[tuple[TensorSpec, Array]]
-    prediction_id: str
+    __slots__ = ("_tensors", "id", "indices", "key", "prediction_id", "rows", "run", "start")
+
+    def __init__(
+        self,
+        key: ModelKey,
+        id: str | None,  # noqa: A002 -- the protocol's name
+        outputs: list[tuple[TensorSpec, Array]] | None,
+        prediction_id: str,
+        run: BatchOutputs | None = None,
+        indices: tuple[int, ...] | None = None,
+        start: int = 0,
+        rows: int = 0,
+    ) -> None:
+        """Either `outputs`, or rows `start` to `start + rows` of a `run`: those of its outputs that `indices` name.
+
+        `indices` stand in the order in which the outputs were asked for; None is all of them.
+        """
+        self.key = key
+        self.id = id
+        self._tensors = outputs
+        self.prediction_id = prediction_id
+        self.run = run
+        self.indices = indices
+        self.start = start
+        self.rows = rows
+
+    @property
+    def outputs(self) -> list[tuple[TensorSpec, Array]]:
+        """Specification and values of each output."""
+        if self._tensors is None:
+            assert self.run is not None  # noqa: S101 -- one of the two is always given
+            indices = range(len(self.run.specs)) if self.indices is None else self.indices
+            stop = self.start + self.rows
+            self._tensors = [(self.run.specs[i], self.run.arrays[i][self.start : stop]) for i in indices]
+        return self._tensors
 
 
 def string_array(values: list[str], shape: tuple[int, ...]) -> Array:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
+from collections.abc import Callable
+from functools import partial
 
 from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
 from gateway.api.app import ops_app, public_app
+from gateway.api.fastpath import FastProtocol, ServerShare
 from gateway.api.inference import InferenceApi
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Registry
@@ -45,7 +49,7 @@ class Gateway:
         )
         self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)
         signer = IdSigner(id_key, secrets.token_bytes(NONCE_BYTES))
-        self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random_unit=_random_unit)
+        self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random=random.random)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
@@ -54,6 +58,12 @@ class Gateway:
         self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
+        self._max_body_bytes = settings.max_body_bytes
+
+    def fast_protocol(self) -> Callable[..., asyncio.Protocol]:
+        """The public port's HTTP protocol, for uvicorn."""
+        limit = self._max_body_bytes
+        return partial(FastProtocol, door=self._inference.door, share=ServerShare(), max_body_bytes=limit)
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
@@ -62,8 +72,3 @@ class Gateway:
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._token, metrics_public=self._metrics_public)
-
-
-def _random_unit() -> str:
-    """Stands for a request that is not sticky; it need not be unguessable, only evenly spread."""
-    return random.getrandbits(64).to_bytes(8).hex()

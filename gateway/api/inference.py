@@ -11,17 +11,20 @@ from starlette.routing import Route
 from gateway import __version__
 from gateway.api.answers import JSON_TYPE, json_response
 from gateway.api.body import read_body
-from gateway.errors import ClientLeft, GatewayError, Unavailable
-from gateway.protocol.json_codec import decode_object, decode_request, encode_response
+from gateway.api.door import InferenceDoor, Outcome
+from gateway.errors import GatewayError, Unavailable, Unsupported
+from gateway.protocol.json_codec import BINARY_HEADER, decode_object
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.route_table import RouteTable
-from gateway.telemetry.metrics import ERRORS, GatewayMetrics
-from gateway.types import InferenceRequest, InferenceResponse, JsonObject, TensorSpec
+from gateway.telemetry.metrics import GatewayMetrics
+from gateway.types import JsonObject, TensorSpec
 
 PREDICTION_ID = "Prediction-Id"
 FEEDBACK_BODY_LIMIT = 16 * 1024
+CLIENT_LEFT = 499
+"""nginx's status for it; nobody reads it."""
 PLATFORM = "onnxruntime_onnx"
 
 
@@ -35,8 +38,8 @@ class InferenceApi:
         self._registry: Registry = plane.registry
         self._route_table = routes
         self._feedback = feedback
-        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self.door = InferenceDoor(plane, metrics)
 
     def routes(self) -> list[Route]:
         """For a Starlette application."""
@@ -91,16 +94,22 @@ class InferenceApi:
         return json_response({"name": version.key.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
-        """`POST .../infer`."""
+        """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
         model, version = request.path_params["model"], request.path_params.get("version")
         try:
+            if BINARY_HEADER in request.headers:
+                raise Unsupported("binary tensor data is not supported; send `data` as JSON")
             body = await read_body(request, self._max_body_bytes)
-            answer = await self._answer(request, decode_request(body, model, version, request.headers))
-            content = encode_response(answer)
+            outcome: Outcome | None = await self._outcome(request, model, version, body)
         except GatewayError as error:
-            self._metrics.count(ERRORS, model if model in self._registry.names else "", error.code)
-            raise
-        return Response(content, media_type=JSON_TYPE, headers={PREDICTION_ID: answer.prediction_id})
+            outcome = error
+        if outcome is None:
+            return Response(status_code=CLIENT_LEFT)
+        status, content, prediction_id, retry_after = self.door.answer(model, outcome)
+        headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
+        if retry_after is not None:
+            headers["Retry-After"] = str(retry_after)
+        return Response(content, status, headers, JSON_TYPE)
 
     async def feedback(self, request: Request) -> Response:
         """`POST /v2/feedback`: a label for a prediction id."""
@@ -108,24 +117,19 @@ class InferenceApi:
         is_new = await self._feedback.accept(document)
         return json_response({"accepted": True, "duplicate": not is_new})
 
-    async def _answer(self, request: Request, decoded: InferenceRequest) -> InferenceResponse:
-        """Submit and wait, for the answer or for the client to leave."""
-        answered: asyncio.Future[InferenceResponse | GatewayError] = asyncio.get_running_loop().create_future()
-        call = self._plane.submit(decoded, answered.set_result)
+    async def _outcome(self, request: Request, model: str, version: str | None, body: bytes) -> Outcome | None:
+        """Submit and wait; None if the client leaves before the outcome."""
+        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        call = self.door.submit(model, version, body, request.headers, answered.set_result)
         left = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-            if not answered.done():
-                raise ClientLeft("the client left before the answer")
+            return answered.result() if answered.done() else None
         finally:
             # Also on cancellation: the rows of a caller that is gone are not run.
             if not answered.done():
-                call.cancel()
+                self.door.abandon(call)
             left.cancel()
-        answer = answered.result()
-        if isinstance(answer, GatewayError):
-            raise answer
-        return answer
 
     def _version(self, request: Request) -> ModelVersion:
         name, version = request.path_params["model"], request.path_params.get("version")

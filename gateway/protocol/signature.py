@@ -19,8 +19,20 @@ def check_request(request: InferenceRequest, signature: Signature, max_rows: int
         _check_tensor(request, spec)
     if not signature.is_batchable:
         return 1
-    rows: int = request.inputs[signature.inputs[0].name].shape[0]
-    _check_rows(request, rows, max_rows)
+    return check_rows(request, max_rows)
+
+
+def check_rows(request: InferenceRequest, max_rows: int) -> int:
+    """Rows of a request to a model with a row axis. Raises `InvalidRequest` if they differ, are none or too many."""
+    extents = [array.shape[0] for array in request.inputs.values()]
+    rows: int = extents[0]
+    if len(extents) > 1 and extents.count(rows) != len(extents):
+        uneven = ", ".join(f"{name!r} {extent}" for name, extent in zip(request.inputs, extents, strict=True))
+        raise InvalidRequest(f"the inputs differ in rows (axis 0): {uneven}")
+    if rows == 0:
+        raise InvalidRequest("the batch is empty: expected at least 1 row on axis 0")
+    if rows > max_rows:
+        raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")
     return rows
 
 
@@ -45,14 +57,3 @@ def _check_tensor(request: InferenceRequest, spec: TensorSpec) -> None:
         raise InvalidRequest(
             f"input {spec.name!r}: expected shape {list(spec.shape)} (-1 is any), got {list(array.shape)}"
         )
-
-
-def _check_rows(request: InferenceRequest, rows: int, max_rows: int) -> None:
-    for name, array in request.inputs.items():
-        if array.shape[0] != rows:
-            first = next(iter(request.inputs))
-            raise InvalidRequest(f"input {name!r} has {array.shape[0]} rows, input {first!r} has {rows}")
-    if rows == 0:
-        raise InvalidRequest("the batch is empty: expected at least 1 row on axis 0")
-    if rows > max_rows:
-        raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")

@@ -7,7 +7,7 @@ share a run; the others wait in their own bucket and delay nobody's batch. The q
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
 
-Everything here happens on the event loop's thread except the run itself.
+Everything here happens on the event loop's thread except the run itself, and that too where it is short.
 """
 
 from __future__ import annotations
@@ -25,14 +25,18 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
+from gateway.runtime.cost_model import CostModel
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
 Bucket: TypeAlias = tuple[tuple[int, ...], ...]
 
-SMOOTHING = 0.2
-"""Weight of the newest run in the moving average of seconds per row, which `Retry-After` is computed from."""
+INLINE_SECONDS = 400e-6
+"""A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
+INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
+"""A run that was predicted to be short and took this long shows that rows alone do not tell: the time depends on the
+values or on other dimensions, so the model runs on threads from then on."""
 
 
 class Runner(Protocol):
@@ -47,7 +51,7 @@ class Runner(Protocol):
 class Work:
     """The rows of one caller on their way through the queue."""
 
-    __slots__ = ("bucket", "deadline", "enqueued", "inputs", "is_cancelled", "rows", "start")
+    __slots__ = ("bucket", "enqueued", "inputs", "is_cancelled", "rows", "start")
 
     def __init__(self, inputs: dict[str, Array], rows: int) -> None:
         self.inputs = inputs
@@ -55,7 +59,6 @@ class Work:
         self.start = 0
         self.bucket: Bucket = ()
         self.enqueued = 0.0
-        self.deadline = 0.0
         self.is_cancelled = False
 
     def cancel(self) -> None:
@@ -109,11 +112,14 @@ class DynamicBatcher:
         self._clock = clock
         self._buckets: dict[Bucket, deque[Work]] = {}
         self._is_batchable = runner.signature.is_batchable
+        # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
+        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._is_scheduled = False
-        self._running: asyncio.Future[list[Array]] | None = None
+        self._running: asyncio.Future[list[Array] | Exception] | None = None
+        self._cost = CostModel()
+        self._is_predictable = True
         self._is_closed = False
         self._idle = asyncio.Event()
-        self._seconds_per_row = 0.0
         self.queued_rows = 0
 
     def submit(self, work: Work) -> None:
@@ -126,14 +132,23 @@ class DynamicBatcher:
         if self.queued_rows and self.queued_rows + work.rows > self._max_queue_rows:
             raise TooManyRequests(
                 f"the queue holds {self.queued_rows} rows and takes at most {self._max_queue_rows}",
-                retry_after=self.queued_rows * self._seconds_per_row,
+                retry_after=self._seconds_to_drain(),
             )
         work.enqueued = self._clock()
-        work.deadline = work.enqueued + self._timeout
-        work.bucket = tuple(array.shape[1:] for array in work.inputs.values()) if self._is_batchable else ()
-        self._buckets.setdefault(work.bucket, deque()).append(work)
+        if self._has_many_shapes:
+            work.bucket = tuple(array.shape[1:] for array in work.inputs.values())
+        try:
+            self._buckets[work.bucket].append(work)
+        except KeyError:
+            self._buckets[work.bucket] = deque((work,))
         self.queued_rows += work.rows
-        self._schedule()
+        if not self._is_scheduled:
+            self._schedule()
+
+    def _seconds_to_drain(self) -> float:
+        batches = self.queued_rows / self._max_batch_rows
+        seconds = self._cost.predict(self._max_batch_rows) * batches
+        return min(seconds, self._timeout)
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
@@ -174,7 +189,7 @@ class DynamicBatcher:
             self.queued_rows -= work.rows
             if work.is_cancelled:
                 continue
-            if work.deadline <= now:
+            if work.enqueued + self._timeout <= now:
                 work.fail(DeadlineExceeded(f"waited {self._timeout:g} s in the queue", retry_after=1.0))
                 continue
             works.append(work)
@@ -184,17 +199,40 @@ class DynamicBatcher:
         return works
 
     def _start(self, works: list[Work]) -> None:
-        loop = asyncio.get_running_loop()
         started = self._clock()
-        self._running = loop.run_in_executor(self._executor, self._runner.run, _gather(works))
-        self._running.add_done_callback(lambda future: self._finish(works, started, future))
+        inputs = _gather(works)
+        rows = sum(work.rows for work in works)
+        if self._is_predictable and self._cost.predict(rows) < INLINE_SECONDS:
+            self._finish(works, started, self._run(inputs, rows))
+            return
+        self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
+        self._running.add_done_callback(lambda future: self._on_thread_done(works, started, future))
 
-    def _finish(self, works: list[Work], started: float, future: asyncio.Future[list[Array]]) -> None:
+    def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
+        """The outputs, or what the run raised. Learns what it cost, on either thread."""
+        # The thread's own CPU time: on another thread the clock on the wall also counts the wait for the interpreter.
+        before = time.thread_time()
+        try:
+            outputs = self._runner.run(inputs)
+        except Exception as error:
+            return error
+        seconds = time.thread_time() - before
+        if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
+            self._is_predictable = False
+        self._cost.observe(rows, seconds)
+        return outputs
+
+    def _on_thread_done(
+        self, works: list[Work], started: float, future: asyncio.Future[list[Array] | Exception]
+    ) -> None:
         self._running = None
+        self._finish(works, started, future.result())
+
+    def _finish(self, works: list[Work], started: float, outcome: list[Array] | Exception) -> None:
         # Whatever a caller's reply does, the next batch must run.
         self._schedule()
-        error = future.exception()
-        batch = None if error is not None else self._batch(works, future.result(), started)
+        error = outcome if isinstance(outcome, Exception) else None
+        batch = None if isinstance(outcome, Exception) else self._batch(works, outcome, started)
         if batch is not None:
             self._answer(batch)
         elif len(works) > 1:
@@ -220,7 +258,6 @@ class DynamicBatcher:
             if len(works) > 1:
                 return None
         finished = self._clock()
-        self._seconds_per_row += SMOOTHING * ((finished - started) / rows - self._seconds_per_row)
         for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
             work.start = stop - work.rows
         return Batch(works, outputs, rows, started, finished)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.errors import NotFound, StartupError, Unavailable
+from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import Batch, DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig
@@ -17,6 +19,10 @@ from gateway.runtime.session import Device, OnnxSession
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
+
+PARALLEL_SECONDS = 5e-3
+"""A model whose largest batch takes longer on one thread gets one thread a core; for less, threads cost more CPU time
+than they save waiting."""
 
 
 @dataclass(slots=True)
@@ -29,6 +35,10 @@ class ModelVersion:
     manifest: Manifest | None
     answers: AnswerReader | None
     batcher: DynamicBatcher
+    is_batchable: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_batchable = self.signature.is_batchable
 
 
 class Registry:
@@ -36,6 +46,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._versions: dict[str, dict[str, ModelVersion]] = {}
+        self._decoders: dict[str, FastDecoder] = {}
         self.refused: dict[ModelKey, str] = {}
 
     def __iter__(self) -> Iterator[ModelVersion]:
@@ -49,7 +60,17 @@ class Registry:
 
     def add(self, version: ModelVersion) -> None:
         """Make a loaded version available."""
-        self._versions.setdefault(version.key.name, {})[version.key.version] = version
+        versions = self._versions.setdefault(version.key.name, {})
+        # Versions with the same signature share the object, so that comparing them costs nothing.
+        version.signature = next(
+            (known.signature for known in versions.values() if known.signature == version.signature), version.signature
+        )
+        versions[version.key.version] = version
+        self._decoders[version.key.name] = FastDecoder(self.latest(version.key.name).signature)
+
+    def decoder(self, name: str) -> FastDecoder | None:
+        """Decodes the common request for the model's latest signature; None for an unknown model."""
+        return self._decoders.get(name)
 
     def versions(self, name: str) -> list[str]:
         """Loaded versions of a model, ascending."""
@@ -110,10 +131,9 @@ class Loader:
     def load(self, folder: VersionFolder) -> ModelVersion:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
-        session = OnnxSession(folder.model_path, self.device, self.threads)
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
-        session.warm_up()
         limits = folder.config.batching
+        session = self._warm_session(folder)
+        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
@@ -124,3 +144,13 @@ class Loader:
         )
         version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, batcher)
         return version
+
+    def _warm_session(self, folder: VersionFolder) -> OnnxSession:
+        """A session that has run, with as many threads as pay."""
+        session = OnnxSession(folder.model_path, self.device, self.threads or 1)
+        rows = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
+        seconds = session.warm_up(rows)
+        if self.threads == 0 and self.device == "cpu" and seconds is not None and seconds > PARALLEL_SECONDS:
+            session = OnnxSession(folder.model_path, self.device, os.cpu_count() or 1)
+            session.warm_up(rows)
+        return session

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -73,12 +74,15 @@ def choose_device(configured: Literal["auto", "cpu", "cuda"]) -> Device:
 class OnnxSession:
     """A loaded model: its signature, and `run`. Thread-safe; `run` releases the GIL."""
 
-    def __init__(self, path: Path, device: Device, threads: int = 0) -> None:
-        """Load `path`. Raises `StartupError` if the file is no model or `device` cannot run it."""
+    def __init__(self, path: Path, device: Device, threads: int = 1) -> None:
+        """Load `path` to run with `threads` threads.
+
+        Raises `StartupError` if the file is no model or `device` cannot run it.
+        """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         # One thread launches CUDA kernels; more only contend (ONNX Runtime issue 20494).
-        options.intra_op_num_threads = 1 if device == "cuda" else threads or os.cpu_count() or 1
+        options.intra_op_num_threads = 1 if device == "cuda" else threads
         options.inter_op_num_threads = 1
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -111,18 +115,25 @@ class OnnxSession:
             raise InferenceFailed(f"the model failed: {_first_line(error)}") from error
         return [np.asarray(output) for output in outputs]
 
-    def warm_up(self) -> None:
-        """Run one row of zeros, so that the first client does not pay for allocation. Failure says nothing."""
-        inputs = {}
-        for spec in self.signature.inputs:
-            shape = tuple(1 if extent == -1 else extent for extent in spec.shape)
-            fill = "" if spec.datatype == BYTES else 0
-            inputs[spec.name] = np.full(shape, fill, NUMPY_DTYPES[spec.datatype])
+    def warm_up(self, rows: int = 1) -> float | None:
+        """Run `rows` rows of zeros twice, so that the first client does not pay for allocation.
+
+        Seconds of the second run; None if the model refuses zeros, which says nothing about real values.
+        """
+        inputs = {spec.name: _zeros(spec, rows) for spec in self.signature.inputs}
         try:
             self.run(inputs)
+            started = time.perf_counter()
+            self.run(inputs)
         except (InvalidRequest, InferenceFailed):
-            # Zeros may be no valid input of this model; its own clients know better.
-            return
+            return None
+        return time.perf_counter() - started
+
+
+def _zeros(spec: TensorSpec, rows: int) -> Array:
+    """`rows` on a variable first axis, 1 on the other variable ones."""
+    shape = tuple((rows if axis == 0 else 1) if extent == -1 else extent for axis, extent in enumerate(spec.shape))
+    return np.full(shape, "" if spec.datatype == BYTES else 0, NUMPY_DTYPES[spec.datatype])
 
 
 def _spec(path: Path, node: object) -> TensorSpec:

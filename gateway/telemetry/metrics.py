@@ -6,6 +6,7 @@ Gauges whose truth lives elsewhere are read at that moment through sources.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
@@ -87,10 +88,11 @@ Gauge: TypeAlias = tuple[Instrument, Labels, float]
 class Histogram:
     """Counts of observations by bucket, as Prometheus means them: `le` is inclusive."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_bounds_list", "bounds", "counts", "total")
 
     def __init__(self, bounds: Array) -> None:
         self.bounds = bounds
+        self._bounds_list: list[float] = bounds.tolist()
         self.counts = np.zeros(len(bounds) + 1, np.int64)
         self.total = 0.0
 
@@ -98,6 +100,11 @@ class Histogram:
         """Add an array of observations."""
         self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
         self.total += float(values.sum())
+
+    def observe_one(self, value: float) -> None:
+        """Add one observation."""
+        self.counts[bisect_left(self._bounds_list, value)] += 1
+        self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative (le, count) pairs."""

@@ -411,7 +411,7 @@ class TestPressure:
     def test_a_client_that_leaves_while_queued_is_counted_and_its_rows_are_not_run(
         self, gateway: GatewayProcess
     ) -> None:
-        left = metric(gateway, "gateway_errors_total", model="busy", reason="client_left")
+        left = metric(gateway, "gateway_cancelled_total", model="busy")
         rows = metric(gateway, "gateway_rows_total", model="busy")
         with occupied(gateway, 50_000), ThreadPoolExecutor(1) as pool:
             with connection(gateway) as leaver:
@@ -419,7 +419,7 @@ class TestPressure:
                 wait_until(lambda: metric(gateway, "gateway_queue_rows", model="busy") == 3)
                 neighbour = pool.submit(gateway.predict, "busy", turns(1))
                 wait_until(lambda: metric(gateway, "gateway_queue_rows", model="busy") == 4)
-            wait_until(lambda: metric(gateway, "gateway_errors_total", model="busy", reason="client_left") == left + 1)
+            wait_until(lambda: metric(gateway, "gateway_cancelled_total", model="busy") == left + 1)
             assert neighbour.result().status_code == 200
         assert metric(gateway, "gateway_rows_total", model="busy") == rows + 1 + 1 + 1
         assert metric(gateway, "gateway_queue_rows", model="busy") == 0

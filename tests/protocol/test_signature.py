@@ -61,7 +61,7 @@ def test_a_model_without_a_row_axis_counts_as_one_row(signature: Signature, shap
         ({"x": numbers(1, 4), "s": strings(1, 1)}, None, "input 'x': expected shape [-1, 3] (-1 is any), got [1, 4]"),
         ({"x": numbers(3), "s": strings(1, 1)}, None, "input 'x': expected shape [-1, 3]"),
         ({"x": numbers(1, 3, 1), "s": strings(1, 1)}, None, "input 'x': expected shape [-1, 3]"),
-        ({"x": numbers(2, 3), "s": strings(1, 1)}, None, "input 's' has 1 rows, input 'x' has 2"),
+        ({"x": numbers(2, 3), "s": strings(1, 1)}, None, "the inputs differ in rows (axis 0): 'x' 2, 's' 1"),
         ({"x": numbers(0, 3), "s": strings(0, 1)}, None, "the batch is empty"),
         ({"x": numbers(5, 3), "s": strings(5, 1)}, None, "5 rows in one request; this model takes at most 4"),
     ],

@@ -92,7 +92,7 @@ def plane_over(
     routes = RouteTable(registry, RouteStore(store or connect(NOWHERE)), folder / "routes.json")
     log = RequestLog(writer or FakeWriter(), metrics, rate=rate, buffer_bytes=buffer_bytes, clock=lambda: NOW)
     signer = IdSigner(b"a key for this test alone", b"abc")
-    plane = DataPlane(registry, routes, signer, metrics, log, random_unit=lambda: "unit", clock=lambda: NOW)
+    plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW)
     with ThreadPoolExecutor(2) as executor:
         Loader("cpu", 1, executor, 30.0, plane.finish).load_all(scan(models), registry)
         routes.begin()

@@ -1,0 +1,53 @@
+"""What both doors to a prediction share: Starlette's endpoint and `fastpath.py` decode, refuse and answer alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import orjson
+
+from gateway.errors import GatewayError
+from gateway.protocol.json_codec import decode_request, encode_response
+from gateway.serving.call import Call, Reply
+from gateway.serving.dataplane import DataPlane
+from gateway.telemetry.metrics import ERRORS, GatewayMetrics
+from gateway.types import InferenceResponse
+
+Outcome: TypeAlias = InferenceResponse | GatewayError
+
+
+Answer: TypeAlias = tuple[int, bytes, str, int | None]
+"""An HTTP answer: status, body, prediction id (empty for errors), seconds for `Retry-After`."""
+
+
+class InferenceDoor:
+    """Bytes to a call, and what came of the call to an answer."""
+
+    def __init__(self, plane: DataPlane, metrics: GatewayMetrics) -> None:
+        self._plane = plane
+        self._metrics = metrics
+
+    def submit(self, model: str, version: str | None, body: bytes, headers: Mapping[str, str], reply: Reply) -> Call:
+        """Decode and admit. Raises `GatewayError`; otherwise `reply` gets the outcome later, for `answer`."""
+        decoder = self._plane.registry.decoder(model)
+        request = decoder.decode(body, model, version, headers) if decoder is not None else None
+        if request is None:
+            request = decode_request(body, model, version, headers)
+        return self._plane.submit(request, reply)
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for the answer any more."""
+        self._plane.abandon(call)
+
+    def answer(self, model: str, outcome: Outcome) -> Answer:
+        """The answer to what `submit` raised or `reply` got; counts errors."""
+        if isinstance(outcome, InferenceResponse):
+            try:
+                return 200, encode_response(outcome), outcome.prediction_id, None
+            except GatewayError as error:
+                outcome = error
+        self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)
+        retry_after = None if outcome.retry_after is None else max(1, math.ceil(outcome.retry_after))
+        return outcome.status, orjson.dumps({"error": outcome.message}), "", retry_after

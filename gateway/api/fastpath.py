@@ -1,0 +1,374 @@
+"""The public port's HTTP protocol: inference requests are answered from the parser's callbacks.
+
+A subclass of uvicorn's `HttpToolsProtocol`. What it recognises (`POST /v2/models/{model}[/versions/{version}]/infer`
+over HTTP/1.1 with nothing unusual in the headers) costs no ASGI scope, no task and no future; every other request is
+handed to Starlette untouched. There is one parser, httptools, for both.
+
+Answers leave in the order of the requests. A fast request behind a slow one goes the slow way too, where uvicorn keeps
+the order; a slow one behind fast ones is started when these are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from gateway.api.body import too_large
+from gateway.api.door import Answer, InferenceDoor, Outcome
+from gateway.errors import GatewayError
+from gateway.serving.call import Call
+
+TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
+MAX_TARGETS = 4096
+"""Request targets remembered, so that each is matched once."""
+MAX_IN_FLIGHT = 128
+"""Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
+UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
+"""Whoever sends one of these asks for more than the fast path does."""
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
+OK = 200
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Target(NamedTuple):
+    """Whom a request is for."""
+
+    model: str
+    version: str | None
+
+
+class Slot:
+    """A fast request's place in the order of answers; the data plane calls it with the outcome."""
+
+    __slots__ = ("answer", "call", "is_last", "model", "protocol")
+
+    def __init__(self, protocol: FastProtocol, model: str, is_last: bool) -> None:
+        self.protocol = protocol
+        self.model = model
+        self.is_last = is_last
+        """The connection closes after this answer, as the client asked."""
+        self.call: Call | None = None
+        self.answer: Answer | None = None
+
+    def __call__(self, outcome: Outcome) -> None:
+        """Turn the outcome into an answer and send it as soon as its turn comes."""
+        # The call refers to this slot; without this the two would wait for the garbage collector.
+        self.call = None
+        protocol = self.protocol
+        self.answer = protocol.door.answer(self.model, outcome)
+        if protocol.slots[0] is self:
+            protocol.flush()
+
+
+class RequestHeaders(Mapping[str, str]):
+    """The parser's header fields, decoded only where a rule asks for one; of equal names the first counts.
+
+    One of these serves a connection: it is looked at while a request is admitted, not later.
+    """
+
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def __getitem__(self, name: str) -> str:
+        wanted = name.encode("latin-1")
+        for field, value in self.fields:
+            if field == wanted:
+                return value.decode("latin-1")
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({field.decode("latin-1"): None for field, _ in self.fields})
+
+    def __len__(self) -> int:
+        return len({field for field, _ in self.fields})
+
+
+class ServerShare:
+    """What the connections of a server share."""
+
+    __slots__ = ("_fields", "_head", "targets")
+
+    def __init__(self) -> None:
+        self.targets: dict[bytes, Target | None] = {}
+        self._fields: list[tuple[bytes, bytes]] | None = None
+        self._head = b""
+
+    def target(self, url: bytes) -> Target | None:
+        """Whom a request target names; None if it is no inference request."""
+        try:
+            return self.targets[url]
+        except KeyError:
+            matched = TARGET.match(url)
+        target = Target(matched[1].decode(), matched[2].decode() if matched[2] else None) if matched else None
+        if len(self.targets) < MAX_TARGETS:
+            self.targets[url] = target
+        return target
+
+    def ok_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
+        """The head of a 200 up to the prediction id; `fields` are uvicorn's default headers, renewed each second."""
+        if fields is not self._fields:
+            self._fields = fields
+            lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
+            self._head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
+        return self._head
+
+
+class FastProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        door: InferenceDoor,
+        share: ServerShare,
+        max_body_bytes: int,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # Of the server.
+        self.door = door
+        self._share = share
+        self._max_body_bytes = max_body_bytes
+        # Of the connection.
+        self.slots: deque[Slot] = deque()
+        self._request_headers = RequestHeaders()
+        self._is_stopping = False
+        self._malformed: str | None = None
+        self._last_data = 0.0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        # Of the request that is being read.
+        self._target: Target | None = None
+        self._is_unusual = False
+        self._body: bytes | bytearray = b""
+        self._size = 0
+
+    # -- The transport -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client came."""
+        super().connection_made(transport)
+        self._last_data = self.loop.time()
+        self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client left: what it still waits for is not run."""
+        for slot in self.slots:
+            if slot.call is not None and slot.answer is None:
+                self.door.abandon(slot.call)
+        self.slots.clear()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, which calls back below."""
+        self._last_data = self.loop.time()
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        """The client does not read its answers: take no more requests from it."""
+        super().pause_writing()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        if not self.pipeline and len(self.slots) < MAX_IN_FLIGHT:
+            self.flow.resume_reading()
+
+    def shutdown(self) -> None:
+        """The server stops: answer what is in flight, then close."""
+        if self.slots:
+            self._is_stopping = True
+        else:
+            super().shutdown()
+
+    def _close_if_idle(self) -> None:
+        """One timer a connection, moved on when it fires, instead of one set and cancelled for each request."""
+        is_busy = bool(self.slots) or (self.cycle is not None and not self.cycle.response_complete)
+        idle_for = 0.0 if is_busy else self.loop.time() - self._last_data
+        if idle_for >= self.timeout_keep_alive:
+            self.transport.close()
+        else:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive - idle_for, self._close_if_idle)
+
+    # -- The parser ----------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """A request begins; its ASGI scope is made only if it goes the slow way."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._is_unusual = False
+        self._target = None
+
+    def on_url(self, url: bytes) -> None:
+        """The request target, or a piece of it."""
+        self.url = self.url + url if self.url else url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field."""
+        name = name.lower()
+        self.headers.append((name, value))
+        if name in NOTED_HEADERS:
+            self._note(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Decide which way the request goes."""
+        target = self._share.target(self.url)
+        if target is None or not self._is_fast():
+            self._go_slow()
+            return
+        self._target = target
+        self._body = b""
+        self._size = 0
+        if self.expect_100_continue:
+            self.transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        if self._target is None:
+            super().on_body(body)
+            return
+        self._size += len(body)
+        if self._size == len(body):
+            self._body = body
+        elif self._size <= self._max_body_bytes:
+            if not isinstance(self._body, bytearray):
+                self._body = bytearray(self._body)
+            self._body += body
+        elif self._size <= 2 * self._max_body_bytes:
+            # Chunked, so its size was not known before. It is not held; the answer is sent at its end.
+            self._body = b""
+        else:
+            self.transport.close()
+
+    def on_message_complete(self) -> None:
+        """The request is whole: decode, admit, and go on reading."""
+        target = self._target
+        if target is None:
+            super().on_message_complete()
+            return
+        self._target = None
+        model, version = target
+        slots = self.slots
+        slot = Slot(self, model, not self.parser.should_keep_alive())
+        slots.append(slot)
+        body, self._body = self._body, b""
+        headers = self._request_headers
+        headers.fields = self.headers
+        try:
+            if self._size > self._max_body_bytes:
+                raise too_large(self._max_body_bytes)
+            slot.call = self.door.submit(model, version, bytes(body), headers, slot)
+        except GatewayError as error:
+            slot(error)
+        if len(slots) >= MAX_IN_FLIGHT:
+            self.flow.pause_reading()
+
+    def send_400_response(self, msg: str) -> None:
+        """Uvicorn's own answer to what is not HTTP, in its turn."""
+        if self.slots or self.pipeline:
+            self._malformed = msg
+        else:
+            super().send_400_response(msg)
+
+    def on_response_complete(self) -> None:
+        """A slow answer has been sent."""
+        super().on_response_complete()
+        if self._malformed is not None and not self.pipeline:
+            super().send_400_response(self._malformed)
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
+            self._is_unusual |= int(value) > self._max_body_bytes
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        else:
+            self._is_unusual = True
+
+    def _is_fast(self) -> bool:
+        """Whether an inference request may overtake Starlette."""
+        parser = self.parser
+        if self._is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+            return False
+        if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
+            return False
+        return not (self.expect_100_continue and self.slots)
+
+    def _go_slow(self) -> None:
+        """Hand the request to uvicorn as if it had had it from the start."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        if self.slots:
+            # Uvicorn queues a request behind one that is not complete, and `flush` starts it when its turn comes.
+            self.cycle = _WAITING
+        super().on_headers_complete()
+
+    # -- Answers -------------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Send the answers whose turn has come."""
+        slots = self.slots
+        parts: list[bytes] = []
+        is_last = False
+        while slots and not is_last and (answer := slots[0].answer) is not None:
+            slot = slots.popleft()
+            is_last = slot.is_last or (self._is_stopping and not slots)
+            parts.append(self._encode(answer, is_last))
+        self.server_state.total_requests += len(parts)
+        if self.transport.is_closing():
+            return
+        self.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        if is_last:
+            self.transport.close()
+        elif not slots:
+            if self.pipeline or self._malformed is not None or self.flow.read_paused:
+                self._go_on()
+        elif self.flow.read_paused and len(slots) < MAX_IN_FLIGHT and not self.flow.write_paused:
+            self.flow.resume_reading()
+
+    def _go_on(self) -> None:
+        """Every fast request is answered: turn to what waited for that."""
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._malformed is not None:
+            super().send_400_response(self._malformed)
+        elif not self.flow.write_paused:
+            self.flow.resume_reading()
+
+    def _encode(self, answer: Answer, is_last: bool) -> bytes:
+        status, body, prediction_id, retry_after = answer
+        close = b"\r\nconnection: close" if is_last else b""
+        if status == OK:
+            head = self._share.ok_head(self.server_state.default_headers) + prediction_id.encode("ascii")
+            return b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (head, close, len(body), body)
+        line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json".encode()
+        fields = b"".join(b"\r\n" + name + b": " + value for name, value in self.server_state.default_headers)
+        wait = b"\r\nretry-after: %d" % retry_after if retry_after is not None else b""
+        return b"%b%b%b%b\r\ncontent-length: %d\r\n\r\n%b" % (line, fields, wait, close, len(body), body)
+
+
+class _Waiting:
+    """Stands, for a moment, where uvicorn looks for a request that is not answered yet."""
+
+    response_complete = False
+
+
+_WAITING: Any = _Waiting()
