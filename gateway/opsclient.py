@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -19,57 +20,66 @@ class OpsClient:
     """Raises `StartupError` with the gateway's own words when it refuses."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        try:
-            self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_SECONDS, trust_env=False)
-        except (httpx.InvalidURL, TypeError, ValueError) as error:
-            raise StartupError(f"--ops-url {url!r}: {error}") from error
         self._url = url
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
 
     def routes(self) -> list[JsonObject]:
         """Every route in force."""
-        return list(self._call("GET", "/admin/routes").json()["routes"])
+        return list(self._call("GET", "/admin/routes", "routes")[0]["routes"])
 
     def route(self, name: str) -> tuple[JsonObject, str]:
         """One route, and the tag that a change must name."""
-        response = self._call("GET", f"/admin/routes/{name}")
-        return response.json(), response.headers["etag"]
+        document, headers = self._call("GET", f"/admin/routes/{_quoted(name)}", "variants")
+        return document, headers["etag"]
 
     def put_route(self, name: str, document: JsonObject, tag: str, reason: str) -> JsonObject:
         """Replace the route if it still is at `tag`; the document as stored."""
         parameters = {"actor": _actor(), "reason": reason}
         headers = {"If-Match": tag}
-        response = self._call("PUT", f"/admin/routes/{name}", params=parameters, headers=headers, json=document)
-        return dict(response.json())
+        path = f"/admin/routes/{_quoted(name)}"
+        return self._call("PUT", path, "variants", params=parameters, headers=headers, json=document)[0]
 
     def history(self, name: str, limit: int) -> list[JsonObject]:
         """Changes of a route, newest first."""
-        return list(self._call("GET", f"/admin/routes/{name}/history", params={"limit": limit}).json()["changes"])
+        path = f"/admin/routes/{_quoted(name)}/history"
+        return list(self._call("GET", path, "changes", params={"limit": limit})[0]["changes"])
 
     def drift(self, name: str | None) -> list[JsonObject]:
         """Latest verdicts, open windows and accuracy, one entry a model."""
-        path = f"/admin/drift/{name}" if name else "/admin/drift"
-        return list(self._call("GET", path).json()["models"])
+        path = f"/admin/drift/{_quoted(name)}" if name else "/admin/drift"
+        return list(self._call("GET", path, "models")[0]["models"])
 
     def verdicts(self, name: str, limit: int) -> list[JsonObject]:
         """Past verdicts on a model, newest first."""
-        return list(self._call("GET", f"/admin/drift/{name}/history", params={"limit": limit}).json()["verdicts"])
+        path = f"/admin/drift/{_quoted(name)}/history"
+        return list(self._call("GET", path, "verdicts", params={"limit": limit})[0]["verdicts"])
 
-    def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _call(self, method: str, path: str, expected: str, **options: Any) -> tuple[JsonObject, httpx.Headers]:
+        """The document, which has the key `expected`, and the headers of the answer."""
         try:
-            response = self._http.request(method, path, **options)
+            with httpx.Client(
+                base_url=self._url, headers=self._headers, timeout=TIMEOUT_SECONDS, trust_env=False
+            ) as http:
+                response = http.request(method, path, **options)
+        except (httpx.InvalidURL, TypeError, ValueError) as error:
+            raise StartupError(f"--ops-url {self._url!r}: {error}") from error
         except httpx.HTTPError as error:
             raise StartupError(
                 f"no gateway answers at {self._url} ({error}); start one with `gateway serve`, or name its ops port "
                 "with --ops-url"
             ) from error
-        if response.is_success:
-            return response
         try:
-            message = response.json()["error"]
-        except (ValueError, KeyError, TypeError):
-            message = f"{response.status_code} {response.reason_phrase}; is {self._url} the ops port of a gateway?"
-        raise StartupError(message)
+            document = dict(response.json())
+        except (ValueError, TypeError):
+            document = {}
+        if response.is_success and expected in document:
+            return document, response.headers
+        status = f"{response.status_code} {response.reason_phrase}; is {self._url} the ops port of a gateway?"
+        raise StartupError(str(document.get("error") or f"{path}: {status}"))
+
+
+def _quoted(name: str) -> str:
+    return quote(name, safe="")
 
 
 def _actor() -> str:
