@@ -48,7 +48,7 @@ def peer_version(peer: str, peer_pins: dict[str, str]) -> str:
 def commit() -> str:
     """The commit of the code under test; `+` stands for changes that are not committed."""
     head = _git("rev-parse", "--short=12", "HEAD")
-    return head + ("+" if _git("status", "--porcelain", "--", "gateway", "bench") else "")
+    return head + ("+" if _git("status", "--porcelain", "--", "gateway") else "")
 
 
 def _git(*arguments: str) -> str:

@@ -93,12 +93,14 @@ def _columns(scenario: str) -> list[Column]:
             Column("RSS before MB", scenario, "rss_before_bytes", scale=1e-6, digits=1),
             Column("RSS after MB", scenario, "rss_after_bytes", scale=1e-6, digits=1),
         ]
-    rate = "requests_per_second" if load == "open" else "rows_per_second"
+    is_open = load == "open"
+    rate = "requests_per_second" if is_open else "rows_per_second"
     percentiles = [Column(f"p{name} µs", scenario, f"p{name.replace('.', '')}_us") for name in ("50", "99", "99.9")]
     return [
         Column("CPU µs/request", scenario, "cpu_us", digits=1),
         Column(rate.replace("_per_second", "/s"), scenario, rate, is_less_better=False, digits=1),
         *percentiles,
+        *([Column("not answered", scenario, "lost")] if is_open else []),
     ]
 
 
