@@ -15,6 +15,7 @@ from gateway.state.embedded import EmbeddedStore
 from tests.support import onnx_models
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
+from tests.support.requests import turns
 from tests.support.running import GatewayProcess, running
 
 
@@ -75,6 +76,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def gateway(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     """A gateway that tests share: leave its routes as they were, and stop nothing."""
-    options = ("--no-collector", "--max-body-bytes", "65536", "--request-timeout", "2")
+    options = ("--no-collector", "--max-body-bytes", "65536")
     with running(models, tmp_path_factory.mktemp("gateway"), *options) as started:
+        # Its rows of zeros were fast, so the first slow one still runs on the loop, and no other.
+        assert started.predict("busy", turns(5_000)).status_code == 200
         yield started

@@ -18,7 +18,6 @@ STATUS_TABLE = {
     "invalid_route": 422,
     "precondition_required": 428,
     "queue_full": 429,
-    "client_left": 499,
     "inference_failed": 500,
     "unsupported": 501,
     "unavailable": 503,

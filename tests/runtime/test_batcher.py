@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -89,6 +91,85 @@ def test_batched_is_the_same_as_alone_for_any_mix_of_rows_and_shapes(
     largest_caller = max(rows for rows, _ in shapes)
     assert max(runner.batches) <= max(max_batch_rows, largest_caller)
     assert sum(runner.batches) == sum(rows for rows, _ in shapes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    waves=st.lists(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=6), min_size=1, max_size=5),
+    max_batch_rows=st.integers(1, 6),
+)
+def test_short_runs_on_the_loop_itself_answer_the_same(
+    waves: list[list[tuple[int, int]]], max_batch_rows: int, sessions: Sessions, executor: ThreadPoolExecutor
+) -> None:
+    session = sessions("row_sum")
+    callers = [[Caller(matrix(*shape, seed)) for seed, shape in enumerate(wave)] for wave in waves]
+
+    async def scenario() -> None:
+        target = batcher(session, executor, max_batch_rows=max_batch_rows, on_threads=False)
+        for wave in callers:
+            for caller in wave:
+                target.submit(caller)
+            # Some waves meet the one before them in the queue.
+            await asyncio.sleep(0)
+        await target.close()
+        assert target.queued_rows == 0
+
+    asyncio.run(scenario())
+    for wave in callers:
+        assert_each_got_its_own(wave, run_alone(session, wave))
+
+
+def test_a_failure_on_the_loop_itself_reaches_that_caller_alone(
+    sessions: Sessions, executor: ThreadPoolExecutor
+) -> None:
+    indices = [0, 1, 99, 2, 99, 3]
+    waves = [[Caller({"index": np.array([index], np.int64)}) for index in indices] for _ in range(5)]
+
+    async def scenario() -> None:
+        target = batcher(sessions("lookup"), executor, on_threads=False)
+        for wave in waves:
+            for caller in wave:
+                target.submit(caller)
+            await wait_until_async(lambda: all(caller.is_answered for caller in wave))  # noqa: B023 -- waited for here
+        await target.close()
+
+    asyncio.run(scenario())
+    for wave in waves:
+        for index, caller in zip(indices, wave, strict=True):
+            assert isinstance(caller.error, InvalidRequest) if index == 99 else caller.answer
+
+
+class SometimesSlow:
+    """Takes as many milliseconds of work as its input says."""
+
+    signature = Signature((TensorSpec("x", "FP32", (-1, 1)),), (TensorSpec("y", "FP32", (-1, 1)),))
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+
+    def run(self, inputs: dict[str, Array]) -> list[Array]:
+        self.threads.append(threading.get_ident())
+        until = time.thread_time() + float(inputs["x"].sum()) / 1e3
+        while time.thread_time() < until:
+            pass
+        return [inputs["x"]]
+
+
+def test_a_model_that_is_not_as_fast_as_it_was_leaves_the_loop_for_good(executor: ThreadPoolExecutor) -> None:
+    runner = SometimesSlow()
+
+    async def scenario() -> None:
+        target = batcher(runner, executor, on_threads=False)
+        for milliseconds in [*[0.0] * 20, 200.0, *[0.0] * 5]:
+            caller = Caller(floats(milliseconds))
+            target.submit(caller)
+            await wait_until_async(lambda: caller.is_answered)  # noqa: B023 -- waited for here
+        await target.close()
+
+    asyncio.run(scenario())
+    on_loop = [thread == threading.get_ident() for thread in runner.threads]
+    assert on_loop[10:20] == [True] * 10
+    assert on_loop[21:] == [False] * 5
 
 
 @settings(max_examples=30, deadline=None)

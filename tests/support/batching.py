@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -87,16 +88,22 @@ def batcher(
     max_queue_rows: int = 1_000,
     timeout: float = 30.0,
     on_batch: Callable[[Batch], None] = answer_all,
-    clock: Callable[[], float] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    on_threads: bool = True,
 ) -> DynamicBatcher:
-    """A batcher with limits that suit a test."""
-    options = {} if clock is None else {"clock": clock}
-    return DynamicBatcher(
+    """A batcher with limits that suit a test.
+
+    Unless told otherwise it never runs on the loop, where a closed gate would stop the test itself.
+    """
+    made = DynamicBatcher(
         runner,
         executor,
         max_batch_rows=max_batch_rows,
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
-        **options,
+        clock=clock,
     )
+    if on_threads:
+        made._is_predictable = False
+    return made
