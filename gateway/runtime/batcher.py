@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -37,6 +38,10 @@ INLINE_SECONDS = 400e-6
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long shows that rows alone do not tell: the time depends on the
 values or on other dimensions, so the model runs on threads from then on."""
+
+
+FIRST_RETRY_SECONDS = 1.0
+"""`Retry-After` while nothing is known yet about how long the queue takes."""
 
 
 class Runner(Protocol):
@@ -148,7 +153,7 @@ class DynamicBatcher:
     def _seconds_to_drain(self) -> float:
         batches = self.queued_rows / self._max_batch_rows
         seconds = self._cost.predict(self._max_batch_rows) * batches
-        return min(seconds, self._timeout)
+        return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""

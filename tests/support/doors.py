@@ -1,0 +1,103 @@
+"""One gateway behind two ports in this process: the fast protocol, and uvicorn's own in front of Starlette alone."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.runtime.registry import Loader
+from gateway.runtime.repository import scan
+from gateway.server import Listener
+from gateway.settings import load_settings
+from gateway.state.client import connect
+from gateway.wiring import Gateway
+from tests.support.planes import NOWHERE
+from tests.support.waiting import wait_until_async
+
+
+@dataclass
+class Doors:
+    """Ports of the two doors, and the gateway behind them."""
+
+    gateway: Gateway
+    fast: int
+    slow: int
+    fast_listener: Listener
+
+
+@asynccontextmanager
+async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096) -> AsyncIterator[Doors]:
+    """Both doors open, without a store: routes are the default ones and nothing is logged."""
+    settings = load_settings({"data_dir": folder, "max_body_bytes": max_body_bytes, "sample_rate": 0.0})
+    gateway = Gateway(settings, connect(NOWHERE), b"a key for this test alone")
+    with ThreadPoolExecutor(2) as executor, socket.socket() as first, socket.socket() as second:
+        Loader("cpu", 1, executor, 30.0, gateway.plane.finish).load_all(scan(models), gateway.registry)
+        gateway.routes.begin()
+        for sock in (first, second):
+            sock.bind(("127.0.0.1", 0))
+        ports = [sock.getsockname()[1] for sock in (first, second)]
+        fast = Listener(gateway.public_app(), first, 5.0, gateway.fast_protocol())
+        slow = Listener(gateway.public_app(), second, 5.0)
+        async with fast.running(), slow.running():
+            await wait_until_async(lambda: fast.started and slow.started)
+            yield Doors(gateway, ports[0], ports[1], fast)
+            await gateway.registry.close()
+
+
+@dataclass(frozen=True)
+class HttpAnswer:
+    """What came back for one request, as the client's parser sees it."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+async def exchange(port: int, pieces: list[bytes], heads: list[bool], seconds: float = 10.0) -> list[HttpAnswer]:
+    """Send the pieces one after the other and read an answer for each of `heads` (whether it has no body).
+
+    Fewer answers come back if the server closes first.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answers: list[HttpAnswer] = []
+    try:
+        async with asyncio.timeout(seconds):
+            sending = asyncio.create_task(_send(writer, pieces))
+            for is_head in heads:
+                answer = await _read_answer(reader, is_head=is_head)
+                if answer is None:
+                    break
+                answers.append(answer)
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+    finally:
+        writer.close()
+    return answers
+
+
+async def _send(writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        writer.write(piece)
+        await writer.drain()
+        # A turn of the loop between pieces, so that they arrive as pieces.
+        await asyncio.sleep(0)
+
+
+async def _read_answer(reader: asyncio.StreamReader, *, is_head: bool) -> HttpAnswer | None:
+    while True:
+        try:
+            raw = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        status_line, *lines = raw[:-4].decode("latin-1").split("\r\n")
+        status = int(status_line.split(" ")[1])
+        if status != 100:
+            break
+    fields = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
+    length = 0 if is_head else int(dict(fields).get("content-length", "0"))
+    return HttpAnswer(status, tuple(sorted(fields)), await reader.readexactly(length))
