@@ -63,6 +63,9 @@ def write_models(models: Path) -> Path:
     write_version(models, "lookup", "1", onnx_models.lookup())
     write_version(models, "text", "1", onnx_models.identity("BYTES", ("n", 1)))
     write_version(models, "total", "1", onnx_models.total())
+    for datatype in onnx_models.ONNX_TYPES:
+        if datatype != "BYTES":
+            write_version(models, f"echo-{datatype}", "1", onnx_models.identity(datatype))
     write_version(models, "fixed", "1", onnx_models.fixed_rows())
     return models
 

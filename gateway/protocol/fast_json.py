@@ -64,7 +64,9 @@ class TensorReader:
         self._dtype = NUMPY_DTYPES[spec.datatype]
         self._of_type = BUFFER_TYPES.get(self._dtype.kind)
         self._buffer_dtype = BUFFER_DTYPES.get(self._of_type or "")
-        self._greatest_square = float(np.finfo(self._dtype).max) ** 2 if self._dtype.kind == "f" else 0.0
+        greatest = float(np.finfo(self._dtype).max) if self._dtype.kind == "f" else 0.0
+        # A product that is too large is infinite; a power would raise.
+        self._greatest_square = greatest * greatest
 
     def learn(self, text: bytes) -> KnownShape:
         """The shape that `text` spells. Raises `Surprise` if it does not fit."""

@@ -16,11 +16,15 @@ import orjson
 import pytest
 
 import gateway as package
+from gateway.protocol.datatypes import NUMPY_DTYPES
 from tests.support.requests import AFFINE, classify, error_of, inputs, outputs_of, tensor, turns
 from tests.support.running import GatewayProcess, metric, running
 from tests.support.waiting import wait_until
 
-MODELS = ["affine", "busy", "classifier", "fixed", "logarithm", "lookup", "text", "total", "unscored"]
+MODELS = [
+    *("affine", "busy", "classifier", *sorted(f"echo-{name}" for name in NUMPY_DTYPES if name != "BYTES")),
+    *("fixed", "logarithm", "lookup", "text", "total", "unscored"),
+]
 
 
 class TestMetadata:
@@ -208,6 +212,18 @@ class TestAnswers:
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(ask, range(40))) == [[2.0 * number, 2.0] for number in range(40)]
+
+    def test_an_answer_that_json_cannot_hold_is_that_callers_trouble_alone(self, gateway: GatewayProcess) -> None:
+        def ask(value: float) -> int:
+            return gateway.predict("logarithm", inputs(tensor("x", "FP32", [value]))).status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, [1.0, -1.0] * 20)) == [200, 500] * 20
+
+    @pytest.mark.parametrize("datatype", [name for name in NUMPY_DTYPES if name != "BYTES"])
+    def test_every_datatype_is_served(self, gateway: GatewayProcess, datatype: str) -> None:
+        data = [True, False] if datatype == "BOOL" else [1, 0]
+        assert outputs_of(gateway.predict(f"echo-{datatype}", inputs(tensor("x", datatype, data)))) == {"y": data}
 
     def test_many_callers_at_once_get_their_own_rows_and_share_runs(self, gateway: GatewayProcess) -> None:
         rows = metric(gateway, "gateway_rows_total", model="affine", version="2")
