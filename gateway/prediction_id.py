@@ -32,7 +32,7 @@ TAG_BYTES = 8
 MAX_REVISION = 2**24 - 1
 MAX_VERSION = 2**32 - 1
 NO_SCORE = 0xFFFF
-_BODY = struct.Struct(">II6s")
+_BODY = struct.Struct(">IIHI")
 _PREFIX = struct.Struct(">B3s3s3sI")
 _CLASS = struct.Struct(">HH")
 _VALUE = struct.Struct(">f")
@@ -87,7 +87,8 @@ class IdSigner:
 
     def __init__(self, key: bytes, nonce: bytes) -> None:
         self._hasher = blake2b(key=blake2b(key, digest_size=32).digest(), digest_size=TAG_BYTES)
-        self._nonce = nonce
+        # Three bytes of the process and three of the counter, as two big-endian fields.
+        self._nonce_high, self._nonce_low = int.from_bytes(nonce[:2]), nonce[2] << 24
         self._counter = count()
 
     @staticmethod
@@ -100,8 +101,7 @@ class IdSigner:
 
     def sign(self, prefix: bytes, now: int, summary: int) -> str:
         """A new id; `now` is Unix time in whole seconds."""
-        serial = (next(self._counter) & 0xFFFFFF).to_bytes(3)
-        body = prefix + _BODY.pack(now, summary, self._nonce + serial)
+        body = prefix + _BODY.pack(now, summary, self._nonce_high, self._nonce_low | (next(self._counter) & 0xFFFFFF))
         hasher = self._hasher.copy()
         hasher.update(body)
         return b2a_base64(body + hasher.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
@@ -130,7 +130,7 @@ def _decode(body: bytes) -> PredictionId:
     kind_byte, route, revision, variant, version = _PREFIX.unpack_from(body)
     if kind_byte & 0xF0 != FORMAT:
         raise InvalidRequest(f"prediction_id: unknown format {kind_byte >> 4}")
-    now, summary, _ = _BODY.unpack_from(body, _PREFIX.size)
+    now, summary, _, _ = _BODY.unpack_from(body, _PREFIX.size)
     kind = SummaryKind(kind_byte & 0x0F)
     index, packed = _CLASS.unpack(summary.to_bytes(4))
     is_class = kind is SummaryKind.CLASS

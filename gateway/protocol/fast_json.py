@@ -84,19 +84,19 @@ class TensorReader:
         brackets = 1
         if len(data) != size or (is_ambiguous and isinstance(data[0], simdjson.Array)):
             brackets = _nesting(data, shape)
-        if self._of_type is None:
+        of_type = self._of_type
+        if of_type is None:
             return self._read_list(data.as_list(), shape, size, brackets), brackets
-        wide = np.frombuffer(data.as_buffer(of_type=self._of_type), self._buffer_dtype)
-        if len(wide) != size:
-            raise Surprise
+        wide = np.frombuffer(data.as_buffer(of_type=of_type), self._buffer_dtype)
         array = wide.astype(self._dtype)
         # A number too large for the datatype has become infinite, or another number. Where the squares add up to less
         # than the greatest square there is none.
-        if self._of_type == "d":
+        if of_type == "d":
             if not wide.dot(wide) < self._greatest_square and not np.isfinite(array).all():
                 raise Surprise
         elif b"\0" in (array == wide).tobytes():
             raise Surprise
+        # Raises `ValueError` for another number of elements.
         array.shape = shape
         return array, brackets
 
@@ -129,46 +129,42 @@ class FastDecoder:
     ) -> InferenceRequest | None:
         """The request, known to fit the signature but for the number of rows; None if it is not the common kind."""
         parser = self._parser if len(body) <= REUSED_PARSER_BYTES else simdjson.Parser()
+        readers = self._readers
+        inputs: dict[str, Array] = {}
+        opened, rows = 1, 0
+        request_id, outputs = None, None
         try:
-            return self._decode(parser.parse(body), body, model, version, headers)
+            document: Any = parser.parse(body)
+            tensors = document["inputs"]
+            if len(tensors) != len(readers):
+                raise Surprise
+            for item in tensors:
+                name = item["name"]
+                reader = readers[name]
+                if item["datatype"] != reader.datatype or len(item) != 4:
+                    raise Surprise
+                text = item["shape"].mini
+                known = reader.shapes.get(text) or reader.learn(text)
+                if rows and known.rows != rows:
+                    raise Surprise
+                rows = known.rows
+                inputs[name], brackets = reader.read(item["data"], known)
+                opened += 1 + brackets
+            if len(document) != 1:
+                request_id, outputs = _members(document)
+                if outputs is not None:
+                    opened += 1
+                    if not self._output_names.issuperset(outputs):
+                        raise Surprise
         except (Surprise, ValueError, KeyError, TypeError, IndexError, RuntimeWarning):
             return None
         except RuntimeError:
             # Somebody still holds a part of an earlier document, so this parser must not be used again.
             self._parser = simdjson.Parser()
             return None
-
-    def _decode(
-        self, document: Any, body: bytes, model: str, version: str | None, headers: Mapping[str, str]
-    ) -> InferenceRequest:
-        tensors = document["inputs"]
-        readers = self._readers
-        if len(tensors) != len(readers):
-            raise Surprise
-        inputs: dict[str, Array] = {}
-        opened, rows = 1, 0
-        for item in tensors:
-            name = item["name"]
-            reader = readers[name]
-            if len(item) != 4 or item["datatype"] != reader.datatype:
-                raise Surprise
-            text = item["shape"].mini
-            known = reader.shapes.get(text) or reader.learn(text)
-            if rows and known.rows != rows:
-                raise Surprise
-            rows = known.rows
-            inputs[name], brackets = reader.read(item["data"], known)
-            opened += 1 + brackets
-        request_id, outputs = None, None
-        if len(document) != 1:
-            request_id, outputs = _members(document)
-            if outputs is not None:
-                opened += 1
-                if not self._output_names.issuperset(outputs):
-                    raise Surprise
         # Every bracket of the text is accounted for, so no list hides in another, and no name or id holds one.
         if len(inputs) != len(readers) or body.count(b"[") != opened:
-            raise Surprise
+            return None
         return InferenceRequest(model, version, inputs, request_id, outputs, {}, headers, self._signature, rows)
 
 

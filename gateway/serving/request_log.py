@@ -56,7 +56,7 @@ class RequestLog:
 
     def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call]) -> None:
         """Take the sampled calls of a finished batch. Sampling is a function of the prediction id."""
-        sampled = [call for call in calls if self._is_sampled(call)]
+        sampled = calls if self._rate >= 1.0 else self._sample(calls)
         if not sampled:
             return
         name = version.key.name
@@ -112,8 +112,9 @@ class RequestLog:
         self._buffered_bytes = 0
         return abandoned
 
-    def _is_sampled(self, call: Call) -> bool:
-        return self._rate >= 1.0 or xxhash.xxh3_64_intdigest(call.prediction_id.encode()) < self._threshold
+    def _sample(self, calls: Sequence[Call]) -> list[Call]:
+        digest, threshold = xxhash.xxh3_64_intdigest, self._threshold
+        return [call for call in calls if digest(call.prediction_id.encode()) < threshold]
 
     def _entry(self, version: ModelVersion, batch: Batch, sampled: Sequence[Call]) -> LogEntry:
         signature = version.signature

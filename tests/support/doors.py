@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +77,8 @@ async def exchange(port: int, pieces: list[bytes], heads: list[bool], seconds: f
             await asyncio.gather(sending, return_exceptions=True)
     finally:
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
     return answers
 
 
