@@ -41,8 +41,8 @@ async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096) -> A
         for sock in (first, second):
             sock.bind(("127.0.0.1", 0))
         ports = [sock.getsockname()[1] for sock in (first, second)]
-        fast = Listener(gateway.public_app(), first, 5.0, gateway.fast_protocol())
-        slow = Listener(gateway.public_app(), second, 5.0)
+        fast = Listener(gateway.public_app(), first, 1.0, gateway.fast_protocol())
+        slow = Listener(gateway.public_app(), second, 1.0)
         async with fast.running(), slow.running():
             await wait_until_async(lambda: fast.started and slow.started)
             yield Doors(gateway, ports[0], ports[1], fast)
