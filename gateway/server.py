@@ -44,6 +44,7 @@ GC_THRESHOLDS = (50_000, 20, 50)
 """Allocations before the youngest objects are looked at, and how many such looks before older ones are."""
 LAST_FLUSH_SECONDS = 5.0
 """At shutdown, how long the request log may take to write what it holds."""
+CANCEL_AGAIN_SECONDS = 0.2
 MAX_CONSUMER_NAME = 128
 ID_KEY_FILE = "id.key"
 LOCK_FILE = "lock"
@@ -250,9 +251,13 @@ async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        pending = set(tasks)
+        while pending:
+            # More than once: on Python 3.11 `asyncio.wait_for`, which redis-py waits with, loses a cancellation that
+            # comes together with the result (CPython issue 86296).
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
 
 
 def _stop_on_failure(task: asyncio.Task[None]) -> None:

@@ -19,7 +19,7 @@ import pytest
 from redis import Redis
 
 from gateway.errors import StartupError
-from gateway.server import serve
+from gateway.server import _background, serve
 from gateway.settings import Settings
 from gateway.state import keys
 from gateway.state.embedded import EmbeddedStore
@@ -154,6 +154,25 @@ class TestStopping:
             assert served_version(gateway) == "2"
             assert gateway.public.get("/v2/health/live").status_code == 200
             assert gateway.wait_until_stopped() == 0
+
+    def test_a_background_task_that_loses_a_cancellation_does_not_hold_up_the_end(self) -> None:
+        lost: list[asyncio.CancelledError] = []
+
+        async def stubborn() -> None:
+            while True:
+                try:
+                    await asyncio.sleep(60)
+                except asyncio.CancelledError as error:
+                    lost.append(error)
+                    if len(lost) == 3:
+                        raise
+
+        async def scenario() -> None:
+            async with asyncio.timeout(10), _background(stubborn()):
+                await asyncio.sleep(0)
+
+        asyncio.run(scenario())
+        assert len(lost) == 3
 
     def test_the_request_log_is_written_to_the_end(self, small: Path, tmp_path: Path) -> None:
         server = EmbeddedStore(tmp_path / "store")

@@ -21,7 +21,7 @@ from gateway.state.log_writer import LogWriter
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, InferenceResponse, ModelKey, string_array
 from tests.support.planes import NOW, FakeWriter, Plane, plane_over
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import cancel, wait_until_async
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -135,8 +135,7 @@ def test_what_is_written_reaches_the_store(plane_models: Path, tmp_path: Path, s
         stored: Any = await store.xrange(keys.predictions("affine"))
         entries = [log_codec.decode(fields) for _, fields in stored]
         assert sorted(ids_of(entries)) == sorted(response.prediction_id for response in responses)
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await cancel(writing)
 
     with plane_over(plane_models, tmp_path, writer=writer) as plane:
         run(scenario(plane))
@@ -223,8 +222,7 @@ def test_while_the_store_is_stuck_the_buffer_is_bounded_and_every_lost_entry_cou
         # With room again, entries are taken again.
         await plane.predict(model, inputs())
         await wait_until_async(lambda: len(writer.entries) + dropped == 51)
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await cancel(writing)
 
     with plane_over(plane_models, tmp_path, writer=writer, buffer_bytes=limit) as plane:
         run(scenario(plane))
@@ -258,8 +256,7 @@ def test_what_could_not_be_written_is_written_later_in_order_and_once(
         assert writer.failures == 0
         assert plane.counted("gateway_log_dropped_entries_total") == 0
         assert not writing.done()
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await cancel(writing)
 
     with plane_over(plane_models, tmp_path, writer=writer) as plane:
         run(scenario(plane))
@@ -282,8 +279,7 @@ def test_the_last_flush_beside_the_writing_task_neither_repeats_nor_loses_an_ent
         await wait_until_async(lambda: len(ids_of(decoded(writer))) >= 100)
         assert sorted(ids_of(decoded(writer))) == sorted(response.prediction_id for response in responses)
         assert not writing.done()
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
+        await cancel(writing)
 
     with plane_over(plane_models, tmp_path, writer=writer) as plane:
         run(scenario(plane))

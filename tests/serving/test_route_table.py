@@ -24,7 +24,7 @@ from gateway.state.embedded import EmbeddedStore
 from gateway.state.route_store import RouteStore
 from tests.support import onnx_models
 from tests.support.onnx_models import write_version
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import cancel, wait_until_async
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -278,8 +278,7 @@ def test_a_change_is_followed_at_once_and_an_edit_by_hand_at_the_next_poll(
         await wait_until_async(lambda: in_force(routes) == (1, "1"), 5.0)
         await put(other, document(2, "2"))
         await wait_until_async(lambda: in_force(routes) == (2, "2"), 5.0)
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel(watching)
         await other.aclose()
 
     run(scenario())
@@ -305,8 +304,7 @@ def test_watching_survives_an_outage_of_the_store(
         server.start()
         await put(store, document(2, "2"))
         await wait_until_async(lambda: in_force(routes) == (2, "2"))
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel(watching)
         await store.aclose()
 
     run(scenario())
@@ -326,8 +324,7 @@ def test_variants_that_left_the_route_are_still_known_by_name_after_a_restart(
         assert routes.variant_name(name_hash("v1")) == "v1"
         assert routes.variant_name(name_hash("v2")) == "v2"
         assert routes.variant_name(name_hash("never heard of")).startswith("#")
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel(watching)
 
     run(scenario())
 
@@ -343,7 +340,6 @@ def test_junk_in_the_audit_stream_does_not_stop_the_watch(
         watching = asyncio.create_task(routes.watch(poll_seconds=0.05))
         await wait_until_async(lambda: watching.done() or in_force(routes) == (1, "1"))
         assert not watching.done()
-        watching.cancel()
-        await asyncio.gather(watching, return_exceptions=True)
+        await cancel(watching)
 
     run(scenario())

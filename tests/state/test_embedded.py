@@ -20,7 +20,7 @@ from gateway.errors import StartupError
 from gateway.state import embedded
 from gateway.state.embedded import EmbeddedStore
 from tests.support.running import clean_environment, is_alive
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import cancel, wait_until, wait_until_async
 
 Run = Callable[[Any], Any]
 
@@ -133,8 +133,7 @@ def test_it_is_started_again_when_it_dies(tmp_path: Path, run: Run) -> None:
             client.set("k", "v")
         os.kill(first, signal.SIGKILL)
         await wait_until_async(lambda: server.pid != first and server.is_running)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await cancel(keeping)
 
     run(scenario())
     with Redis.from_url(server.url) as client:

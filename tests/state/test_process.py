@@ -13,7 +13,7 @@ import pytest
 from gateway.state import process as process_module
 from gateway.state.process import ChildProcess
 from tests.support.running import is_alive
-from tests.support.waiting import wait_until, wait_until_async
+from tests.support.waiting import cancel, wait_until, wait_until_async
 
 Run = Callable[[Any], Any]
 
@@ -94,8 +94,7 @@ def test_a_child_that_exits_is_started_again_with_growing_pauses(tmp_path: Path,
     async def scenario() -> None:
         keeping = asyncio.create_task(child.keep_running())
         await wait_until_async(lambda: starts.exists() and len(starts.read_text().splitlines()) >= 5)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await cancel(keeping)
 
     run(scenario())
     child.stop()
@@ -112,8 +111,7 @@ def test_a_running_child_is_left_alone(run: Run) -> None:
     async def scenario() -> None:
         keeping = asyncio.create_task(child.keep_running())
         await asyncio.sleep(0.1)
-        keeping.cancel()
-        await asyncio.gather(keeping, return_exceptions=True)
+        await cancel(keeping)
 
     run(scenario())
     assert child.pid == pid

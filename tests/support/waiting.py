@@ -28,3 +28,10 @@ async def wait_until_async(condition: Callable[[], T], seconds: float = 15.0) ->
         assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
         await asyncio.sleep(POLL_SECONDS)
     return value
+
+
+async def cancel(task: asyncio.Task[None]) -> None:
+    """Cancel until it is over: redis-py on Python 3.11 now and then loses a cancellation (CPython issue 86296)."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.2)
