@@ -162,6 +162,9 @@ class FastDecoder:
             # Somebody still holds a part of an earlier document, so this parser must not be used again.
             self._parser = simdjson.Parser()
             return None
+        # simdjson skips a byte order mark, which JSON does not allow (RFC 8259, section 8.1).
+        if body[:1] == b"\xef":
+            return None
         # Every bracket of the text is accounted for, so no list hides in another, and no name or id holds one.
         if len(inputs) != len(readers) or body.count(b"[") != opened:
             return None

@@ -56,7 +56,7 @@ class Runner(Protocol):
 class Work:
     """The rows of one caller on their way through the queue."""
 
-    __slots__ = ("bucket", "enqueued", "inputs", "is_cancelled", "rows", "start")
+    __slots__ = ("bucket", "enqueued", "inputs", "is_cancelled", "is_queued", "rows", "start")
 
     def __init__(self, inputs: dict[str, Array], rows: int) -> None:
         self.inputs = inputs
@@ -65,6 +65,7 @@ class Work:
         self.bucket: Bucket = ()
         self.enqueued = 0.0
         self.is_cancelled = False
+        self.is_queued = False
 
     def cancel(self) -> None:
         """The caller left: its rows are dropped when their turn comes, and nobody is answered."""
@@ -146,9 +147,21 @@ class DynamicBatcher:
             self._buckets[work.bucket].append(work)
         except KeyError:
             self._buckets[work.bucket] = deque((work,))
+        work.is_queued = True
         self.queued_rows += work.rows
         if not self._is_scheduled:
             self._schedule()
+
+    def discard(self, work: Work) -> None:
+        """The caller left: the room that its rows took in the queue is free at once."""
+        work.cancel()
+        if work.is_queued:
+            work.is_queued = False
+            self.queued_rows -= work.rows
+            queue = self._buckets[work.bucket]
+            queue.remove(work)
+            if not queue:
+                del self._buckets[work.bucket]
 
     def _seconds_to_drain(self) -> float:
         batches = self.queued_rows / self._max_batch_rows
@@ -191,6 +204,7 @@ class DynamicBatcher:
         now = self._clock()
         while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self._max_batch_rows)):
             work = queue.popleft()
+            work.is_queued = False
             self.queued_rows -= work.rows
             if work.is_cancelled:
                 continue
@@ -272,6 +286,7 @@ class DynamicBatcher:
         for work in works:
             work.bucket = (*work.bucket, (id(work),))
             self._buckets[work.bucket] = deque([work])
+            work.is_queued = True
             self.queued_rows += work.rows
 
 

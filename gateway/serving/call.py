@@ -47,6 +47,7 @@ class Call(Work):
         self.bucket = ()
         self.enqueued = 0.0
         self.is_cancelled = False
+        self.is_queued = False
         self.request = request
         self.choice = choice
         self.reply = reply

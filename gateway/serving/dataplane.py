@@ -78,7 +78,7 @@ class DataPlane:
     def abandon(self, call: Call) -> None:
         """The caller left: what has not run yet is not run for it."""
         if not call.is_cancelled and not call.is_answered:
-            call.cancel()
+            call.choice.version.batcher.discard(call)
             self._metrics.version(call.choice.version.key).cancelled += 1
 
     def finish(self, version: ModelVersion, batch: Batch) -> None:

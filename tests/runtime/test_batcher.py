@@ -369,6 +369,31 @@ def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back(
     assert_each_got_its_own([first, fitting], run_alone(sessions("affine"), [first, fitting]))
 
 
+def test_callers_that_left_make_room_in_a_full_queue_at_once(executor: ThreadPoolExecutor, sessions: Sessions) -> None:
+    async def scenario() -> tuple[list[Caller], list[int]]:
+        runner = GatedRunner(sessions("affine"))
+        target = batcher(runner, executor, max_queue_rows=6)
+        leaving, staying = [Caller(matrix(2, 3)) for _ in range(3)], [Caller(matrix(3, 3)) for _ in range(2)]
+        depths = []
+        with runner.busy():
+            target.submit(Caller(matrix(1, 3)))
+            await wait_until_async(lambda: len(runner.batches) == 1)
+            for caller in leaving:
+                target.submit(caller)
+            depths.append(target.queued_rows)
+            for caller in leaving:
+                target.discard(caller)
+            depths.append(target.queued_rows)
+            for caller in staying:
+                target.submit(caller)
+        await target.close()
+        return [*leaving, *staying], depths
+
+    callers, depths = asyncio.run(scenario())
+    assert depths == [6, 0]
+    assert [caller.is_answered for caller in callers] == [False] * 3 + [True] * 2
+
+
 def test_the_time_to_come_back_grows_with_the_queue(executor: ThreadPoolExecutor, sessions: Sessions) -> None:
     now = 0.0
 
