@@ -23,16 +23,19 @@ from bench.servers import KINDS, Kind
 
 FULL = Length(rounds=3, seconds=5)
 SHORT = Length(rounds=1, seconds=2)
+INTERRUPTED = 130
+"""What a shell reports for a command that Ctrl-C has ended."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WIDTH = 120
 """Of tables in a file or a pipe."""
 
 
 def main() -> int:
-    """Exit code 0 if everything was measured, whether or not a threshold was reached."""
+    """Exit code 0 if it ran to its end, whether or not every peer started and every threshold was reached."""
     options = _options()
     os.chdir(ROOT)
-    # The same way out as Ctrl-C, so that every server is stopped.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if options.show:
         print_report(Results.load(options.show), console)
@@ -56,8 +59,9 @@ def main() -> int:
     try:
         Runner(results, length, lambda line: console.print(line, markup=False, soft_wrap=True)).run(scenarios, kinds)
     except KeyboardInterrupt:
-        console.print("interrupted; what was measured so far:")
-        is_partial = True
+        console.print("interrupted; nothing is stored; what was measured so far:")
+        print_report(results, console)
+        return INTERRUPTED
     results.thresholds = [one.document() for one in thresholds.evaluate(results)]
     print_report(results, console)
     _store(results, options, started, console, is_partial=is_partial)
@@ -115,6 +119,9 @@ def _store(
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop measuring; from here on nothing keeps the servers from being stopped in order."""
+    for one in SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

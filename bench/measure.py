@@ -200,9 +200,21 @@ def _run_model(scenario: Scenario, batch: int, seconds: float, *options: str) ->
     return _python("bench.inprocess", "run", scenario.model, *sizes, *options)
 
 
+def load_command(url: str, scenario: Scenario, request: Request, seconds: float) -> str:
+    """As it can be pasted; at twice the capacity the rate is another in each round."""
+    if scenario.load == "closed":
+        return " ".join(wrk.command(url, scenario.connections, seconds, request.script))
+    rate = f"{scenario.rate:g}" if scenario.rate else "RATE"
+    return " ".join(["python", "-m", "bench.openloop", *_open_arguments(url, request, rate, seconds)])
+
+
 def _open(running: Running, request: Request, rate: float, seconds: float) -> dict[str, Any]:
-    options = ("--rate", f"{rate:g}", "--seconds", f"{seconds:g}", "--connections", str(OPEN_CONNECTIONS))
-    return _python("bench.openloop", running.url, "--body", relative(request.body), *options)
+    return _python("bench.openloop", *_open_arguments(running.url, request, f"{rate:g}", seconds))
+
+
+def _open_arguments(url: str, request: Request, rate: str, seconds: float) -> list[str]:
+    options = ["--rate", rate, "--seconds", f"{seconds:g}", "--connections", str(OPEN_CONNECTIONS)]
+    return [url, "--body", relative(request.body), *options]
 
 
 def _python(module: str, *arguments: str) -> dict[str, Any]:

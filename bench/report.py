@@ -20,6 +20,9 @@ from bench.thresholds import Verdict
 YARDSTICKS = frozenset({"echo", "prototype", "gateway-plain", IN_PROCESS})
 """Shown for comparison; nobody would choose between these and a server, so they win nothing."""
 
+SORTED_BY = "rows-64"
+"""Tables with a column of this scenario are sorted by it, the others by their first column."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -31,6 +34,8 @@ class Column:
     is_less_better: bool = True
     scale: float = 1.0
     digits: int = 0
+    has_winner: bool = True
+    """Less of it is better, or more; a count or a part of another column is neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,7 @@ def tables(results: Results) -> list[Table]:
 def _layouts(results: Results) -> list[tuple[str, list[Column]]]:
     measured = results.scenarios()
     layouts: list[tuple[str, list[Column]]] = []
-    # 64 connections stand first: the tables are sorted by it.
-    if single := sorted((name for name in measured if name.startswith("rows-")), key=lambda name: name != "rows-64"):
+    if single := [name for name in measured if name.startswith("rows-")]:
         layouts += [
             ("Single rows of 30 floats: CPU per request in µs, by connections", _by_connections(single, "cpu_us", 1)),
             ("Single rows of 30 floats: requests/s, by connections", _by_connections(single, "requests_per_second")),
@@ -74,7 +78,7 @@ def _by_connections(scenarios: list[str], value: str, digits: int = 0) -> list[C
 
 def _accounts() -> list[Column]:
     named = {"all processes": "cpu_us", "the first alone": "own_cpu_us", "its store, not counted in": "store_cpu_us"}
-    return [Column(title, "rows-64", value, digits=1) for title, value in named.items()]
+    return [Column(title, "rows-64", value, digits=1, has_winner=False) for title, value in named.items()]
 
 
 def _columns(scenario: str) -> list[Column]:
@@ -98,19 +102,22 @@ def _columns(scenario: str) -> list[Column]:
     percentiles = [Column(f"p{name} µs", scenario, f"p{name.replace('.', '')}_us") for name in ("50", "99", "99.9")]
     return [
         Column("CPU µs/request", scenario, "cpu_us", digits=1),
-        Column(rate.replace("_per_second", "/s"), scenario, rate, is_less_better=False, digits=1),
+        Column(
+            rate.replace("_per_second", "/s"), scenario, rate, is_less_better=False, digits=1, has_winner=not is_open
+        ),
         *percentiles,
-        *([Column("not answered", scenario, "lost")] if is_open else []),
+        *([Column("not answered", scenario, "lost", has_winner=False)] if is_open else []),
     ]
 
 
 def _table(results: Results, title: str, columns: list[Column]) -> Table:
     names = list(dict.fromkeys(name for column in columns for name in results.servers(column.scenario)))
     values = {name: [results.median(column.scenario, name, column.value) for column in columns] for name in names}
-    first = columns[0]
+    place = next((index for index, column in enumerate(columns) if column.scenario == SORTED_BY), 0)
+    first = columns[place]
     worst = float("inf") if first.is_less_better else float("-inf")
     names = [name for name in names if any(value is not None for value in values[name])]
-    names.sort(key=lambda name: _or(values[name][0], worst), reverse=not first.is_less_better)
+    names.sort(key=lambda name: _or(values[name][place], worst), reverse=not first.is_less_better)
     best = _best(names, values, columns)
     versions = results.versions.get("peers", {})
     rows = [
@@ -124,7 +131,7 @@ def _table(results: Results, title: str, columns: list[Column]) -> Table:
 
 
 def _best(names: list[str], values: dict[str, list[float | None]], columns: list[Column]) -> frozenset[tuple[int, int]]:
-    """One winner a column, where at least two servers compete."""
+    """The winner of each column, where at least two servers compete and differ."""
     winners = set()
     for index, column in enumerate(columns):
         choose: Callable[..., Any] = min if column.is_less_better else max
@@ -133,8 +140,9 @@ def _best(names: list[str], values: dict[str, list[float | None]], columns: list
             for row, name in enumerate(names)
             if name not in YARDSTICKS and (value := values[name][index]) is not None
         ]
-        if len(competing) > 1:
-            winners.add((choose(competing)[1], index + 1))
+        if column.has_winner and len({value for value, _ in competing}) > 1:
+            first, _ = choose(competing)
+            winners |= {(row, index + 1) for value, row in competing if value == first}
     return frozenset(winners)
 
 
@@ -159,7 +167,7 @@ def _thresholds(results: Results) -> list[Table]:
 def _threshold_row(document: dict[str, Any]) -> list[str]:
     is_reached = document["is_reached"]
     verdict = Verdict(**{name: value for name, value in document.items() if name != "is_reached"})
-    measured = "not measured" if verdict.measured is None else f"{verdict.measured:.2f} {verdict.unit}"
+    measured = "not measured" if verdict.measured is None else f"{verdict.measured:.3f} {verdict.unit}"
     word = {True: "reached", False: "NOT REACHED", None: "-"}[is_reached]
     return [verdict.what, f"{verdict.bound} {verdict.limit:g} {verdict.unit}", measured, word]
 

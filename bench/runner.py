@@ -68,6 +68,9 @@ class Runner:
 
     def _rounds(self, scenario: Scenario, fleet: list[Running], *, with_baseline: bool) -> None:
         ready = list(self._verified(scenario, fleet))
+        for running, sent in ready:
+            load = measure.load_command(running.url, scenario, sent, self._length.seconds)
+            self._results.commands.setdefault(f"load in {scenario.name}", load)
         for number in range(1, self._length.rounds + 1):
             if with_baseline:
                 values = measure.in_process(scenario, request(scenario, "oip"), self._length.seconds)

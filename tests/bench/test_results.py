@@ -100,7 +100,7 @@ def test_unavailable_peers_and_missed_thresholds_are_in_the_report() -> None:
     text = markdown(results, Path("r.json"), Path("r.svg"))
 
     assert "| ray | not installed: no wheel |" in text
-    assert "/ echo | at most 0.95 x | 3.00 x | NOT REACHED |" in text
+    assert "/ echo | at most 0.95 x | 3.000 x | NOT REACHED |" in text
 
 
 def test_bars_grow_with_the_figure() -> None:
