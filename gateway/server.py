@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,10 @@ class Listener(uvicorn.Server):
         sock: socket.socket,
         shutdown_timeout: float,
         protocol: Callable[..., asyncio.Protocol] = HttpToolsProtocol,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
+        """`tls` is the certificate chain and its key. Raises `StartupError` if they cannot be used."""
+        certificate, key = tls or (None, None)
         config = uvicorn.Config(
             app,
             loop="none",
@@ -72,7 +76,13 @@ class Listener(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
         )
+        try:
+            config.load()
+        except (OSError, ssl.SSLError) as error:
+            raise StartupError(f"tls_cert {certificate} and tls_key {key}: {error}") from error
         super().__init__(config)
         self._socket = sock
         self._startup_is_over = asyncio.Event()
@@ -169,7 +179,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         )
         # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
         ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
-        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol())
+        tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol(), tls)
         stack.push_async_callback(_flush, gateway)
         await stack.enter_async_context(ops.running())
         stack.push_async_callback(gateway.registry.close)
@@ -177,7 +188,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         # What is here now stays until the end: leave it out of every later look.
         gc.collect()
         gc.freeze()
-        announce(Started(gateway, _url(public_socket), _url(ops_socket), redact(redis_url), device, settings))
+        public_url = _url(public_socket, "https" if tls else "http")
+        announce(Started(gateway, public_url, _url(ops_socket), redact(redis_url), device, settings))
         await stop.wait()
         # 6. Tell the load balancers, and give them time to look.
         logger.info("stopping")
@@ -299,6 +311,6 @@ def _bind(name: str, host: str, port: int) -> Iterator[socket.socket]:
         yield sock
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, scheme: str = "http") -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -40,6 +40,8 @@ class Settings(BaseSettings):
     ops_port: Port = Field(8081, description="Ops port: admin API and /metrics; 0 takes a free one.")
     ops_token: SecretStr | None = Field(None, description="Bearer token for the ops port.")
     metrics_public: bool = Field(False, description="Serve /metrics without the token, for the scraper.")
+    tls_cert: Path | None = Field(None, description="Certificate chain (PEM) of the public port; with tls_key.")
+    tls_key: Path | None = Field(None, description="Private key (PEM) that goes with tls_cert.")
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")
     id_key: SecretStr | None = Field(
         None, description="Key that signs prediction ids; unset shares a random one through the store."
@@ -83,6 +85,8 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name} needs at least {MINIMUM_SECRET_LENGTH} characters")
         if self.port == self.ops_port != 0 and self.host == self.ops_host:
             raise ValueError(f"port and ops_port are both {self.port}; they must differ")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key go together; give both or none")
         if self.ops_token is None and not is_loopback(self.ops_host):
             raise ValueError(
                 f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "
@@ -147,6 +151,8 @@ def _explain(error: ValidationError) -> str:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        given = "" if name in SECRETS else f" (got {item['input']!r})"
+        # What stands under an unknown name may be a secret whose name was mistyped.
+        is_secret = name in SECRETS or item["type"] == "extra_forbidden"
+        given = "" if is_secret else f" (got {item['input']!r})"
         lines.append(f"{name}: {message}{given}" if name else message)
     return "; ".join(lines)

@@ -12,8 +12,9 @@ from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
 from gateway.api.app import ops_app, public_app
-from gateway.api.fastpath import FastProtocol, ServerShare
+from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
+from gateway.api.recognition import ServerShare
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Registry
 from gateway.serving.dataplane import DataPlane

@@ -11,38 +11,32 @@ the order; a slow one behind fast ones is started when these are answered.
 from __future__ import annotations
 
 import asyncio
-import re
+import logging
 from collections import deque
-from collections.abc import Iterator, Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from gateway.api.body import too_large
 from gateway.api.door import Answer, InferenceDoor, Outcome
+from gateway.api.recognition import RequestHeaders, ServerShare, Target
 from gateway.errors import GatewayError
 from gateway.serving.call import Call
 
-TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
-MAX_TARGETS = 4096
-"""Request targets remembered, so that each is matched once."""
+logger = logging.getLogger(__name__)
+
 MAX_IN_FLIGHT = 128
 """Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
 UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
 NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
 OK = 200
+DISCARD_FACTOR = 16
+"""How many times the limit is read over of a body that was refused, before the connection is closed on it."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Target(NamedTuple):
-    """Whom a request is for."""
-
-    model: str
-    version: str | None
 
 
 class Slot:
@@ -66,61 +60,6 @@ class Slot:
         self.answer = protocol.door.answer(self.model, outcome)
         if protocol.slots[0] is self:
             protocol.flush()
-
-
-class RequestHeaders(Mapping[str, str]):
-    """The parser's header fields, decoded only where a rule asks for one; of equal names the first counts.
-
-    One of these serves a connection: it is looked at while a request is admitted, not later.
-    """
-
-    __slots__ = ("fields",)
-
-    def __init__(self) -> None:
-        self.fields: list[tuple[bytes, bytes]] = []
-
-    def __getitem__(self, name: str) -> str:
-        wanted = name.encode("latin-1")
-        for field, value in self.fields:
-            if field == wanted:
-                return value.decode("latin-1")
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({field.decode("latin-1"): None for field, _ in self.fields})
-
-    def __len__(self) -> int:
-        return len({field for field, _ in self.fields})
-
-
-class ServerShare:
-    """What the connections of a server share."""
-
-    __slots__ = ("_fields", "_head", "targets")
-
-    def __init__(self) -> None:
-        self.targets: dict[bytes, Target | None] = {}
-        self._fields: list[tuple[bytes, bytes]] | None = None
-        self._head = b""
-
-    def target(self, url: bytes) -> Target | None:
-        """Whom a request target names; None if it is no inference request."""
-        try:
-            return self.targets[url]
-        except KeyError:
-            matched = TARGET.match(url)
-        target = Target(matched[1].decode(), matched[2].decode() if matched[2] else None) if matched else None
-        if len(self.targets) < MAX_TARGETS:
-            self.targets[url] = target
-        return target
-
-    def ok_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
-        """The head of a 200 up to the prediction id; `fields` are uvicorn's default headers, renewed each second."""
-        if fields is not self._fields:
-            self._fields = fields
-            lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
-            self._head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
-        return self._head
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -147,11 +86,13 @@ class FastProtocol(HttpToolsProtocol):
         self._request_headers = RequestHeaders()
         self._is_stopping = False
         self._malformed: str | None = None
+        self._running: RequestResponseCycle | None = None
         self._last_data = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
         # Of the request that is being read.
         self._target: Target | None = None
         self._is_unusual = False
+        self._is_refused = False
         self._body: bytes | bytearray = b""
         self._size = 0
 
@@ -190,15 +131,17 @@ class FastProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def shutdown(self) -> None:
-        """The server stops: answer what is in flight, then close."""
-        if self.slots:
-            self._is_stopping = True
-        else:
+        """The server stops: answer what is in flight, a request that is half read among it, then close."""
+        if not self.slots and self._target is None:
             super().shutdown()
+            return
+        self._is_stopping = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
 
     def _close_if_idle(self) -> None:
         """One timer a connection, moved on when it fires, instead of one set and cancelled for each request."""
-        is_busy = bool(self.slots) or (self.cycle is not None and not self.cycle.response_complete)
+        is_busy = bool(self.slots) or self._slow_is_pending()
         idle_for = 0.0 if is_busy else self.loop.time() - self._last_data
         if idle_for >= self.timeout_keep_alive:
             self.transport.close()
@@ -244,17 +187,14 @@ class FastProtocol(HttpToolsProtocol):
             super().on_body(body)
             return
         self._size += len(body)
-        if self._size == len(body):
+        if self._size > self._max_body_bytes:
+            self._refuse_body()
+        elif self._size == len(body):
             self._body = body
-        elif self._size <= self._max_body_bytes:
+        else:
             if not isinstance(self._body, bytearray):
                 self._body = bytearray(self._body)
             self._body += body
-        elif self._size <= 2 * self._max_body_bytes:
-            # Chunked, so its size was not known before. It is not held; the answer is sent at its end.
-            self._body = b""
-        else:
-            self.transport.close()
 
     def on_message_complete(self) -> None:
         """The request is whole: decode, admit, and go on reading."""
@@ -263,6 +203,9 @@ class FastProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._target = None
+        if self._is_refused:
+            self._is_refused = False
+            return
         model, version = target
         slots = self.slots
         slot = Slot(self, model, not self.parser.should_keep_alive())
@@ -271,26 +214,60 @@ class FastProtocol(HttpToolsProtocol):
         headers = self._request_headers
         headers.fields = self.headers
         try:
-            if self._size > self._max_body_bytes:
-                raise too_large(self._max_body_bytes)
             slot.call = self.door.submit(model, version, bytes(body), headers, slot)
         except GatewayError as error:
             slot(error)
+        except Exception:
+            # A bug, but one that must not keep this and all later requests of the connection waiting.
+            logger.exception("admitting a request failed")
+            slot(GatewayError("internal error; the gateway's log says more"))
         if len(slots) >= MAX_IN_FLIGHT:
             self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Uvicorn's own answer to what is not HTTP, in its turn."""
-        if self.slots or self.pipeline:
-            self._malformed = msg
-        else:
-            super().send_400_response(msg)
+        # What the parser was reading will never be whole.
+        self._target = None
+        half_read = self.cycle
+        if half_read is not None and half_read.more_body:
+            self.pipeline = deque(queued for queued in self.pipeline if queued[0] is not half_read)
+            if self._running is half_read:
+                self._running = None
+        self._malformed = msg
+        self._answer_malformed()
 
     def on_response_complete(self) -> None:
         """A slow answer has been sent."""
         super().on_response_complete()
-        if self._malformed is not None and not self.pipeline:
+        self._answer_malformed()
+
+    def _answer_malformed(self) -> None:
+        if self._malformed is not None and not self.slots and not self._slow_is_pending():
             super().send_400_response(self._malformed)
+
+    def _slow_is_pending(self) -> bool:
+        """Whether Starlette has yet to answer something."""
+        return bool(self.pipeline) or (self._running is not None and not self._running.response_complete)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Uvicorn's turn, unless fast requests that came earlier are still unanswered."""
+        if self.slots:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, app))
+        else:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
+
+    def _refuse_body(self) -> None:
+        """A chunked body, whose size was not known before, is too large: answer at once, and read over the rest."""
+        if not self._is_refused:
+            self._is_refused = True
+            self._body = b""
+            slot = Slot(self, "", not self.parser.should_keep_alive())
+            self.slots.append(slot)
+            slot(too_large(self._max_body_bytes))
+        elif self._size > DISCARD_FACTOR * self._max_body_bytes:
+            self.transport.close()
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
@@ -306,9 +283,7 @@ class FastProtocol(HttpToolsProtocol):
         parser = self.parser
         if self._is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
-        if self.pipeline or (self.cycle is not None and not self.cycle.response_complete):
-            return False
-        return not (self.expect_100_continue and self.slots)
+        return not self._slow_is_pending() and not (self.expect_100_continue and self.slots)
 
     def _go_slow(self) -> None:
         """Hand the request to uvicorn as if it had had it from the start."""
@@ -316,9 +291,6 @@ class FastProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers.extend(headers)
-        if self.slots:
-            # Uvicorn queues a request behind one that is not complete, and `flush` starts it when its turn comes.
-            self.cycle = _WAITING
         super().on_headers_complete()
 
     # -- Answers -------------------------------------------------------------------------------------------------------
@@ -330,7 +302,7 @@ class FastProtocol(HttpToolsProtocol):
         is_last = False
         while slots and not is_last and (answer := slots[0].answer) is not None:
             slot = slots.popleft()
-            is_last = slot.is_last or (self._is_stopping and not slots)
+            is_last = slot.is_last or (self._is_stopping and self._is_done())
             parts.append(self._encode(answer, is_last))
         self.server_state.total_requests += len(parts)
         if self.transport.is_closing():
@@ -344,12 +316,16 @@ class FastProtocol(HttpToolsProtocol):
         elif self.flow.read_paused and len(slots) < MAX_IN_FLIGHT and not self.flow.write_paused:
             self.flow.resume_reading()
 
+    def _is_done(self) -> bool:
+        """Nothing is waiting, queued or half read."""
+        return not self.slots and not self.pipeline and self._target is None
+
     def _go_on(self) -> None:
         """Every fast request is answered: turn to what waited for that."""
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self._malformed is not None:
-            super().send_400_response(self._malformed)
+            self._answer_malformed()
         elif not self.flow.write_paused:
             self.flow.resume_reading()
 
@@ -363,12 +339,3 @@ class FastProtocol(HttpToolsProtocol):
         fields = b"".join(b"\r\n" + name + b": " + value for name, value in self.server_state.default_headers)
         wait = b"\r\nretry-after: %d" % retry_after if retry_after is not None else b""
         return b"%b%b%b%b\r\ncontent-length: %d\r\n\r\n%b" % (line, fields, wait, close, len(body), body)
-
-
-class _Waiting:
-    """Stands, for a moment, where uvicorn looks for a request that is not answered yet."""
-
-    response_complete = False
-
-
-_WAITING: Any = _Waiting()

@@ -156,7 +156,7 @@ class FastDecoder:
                     opened += 1
                     if not self._output_names.issuperset(outputs):
                         raise Surprise
-        except (Surprise, ValueError, KeyError, TypeError, IndexError, RuntimeWarning):
+        except (Surprise, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeWarning):
             return None
         except RuntimeError:
             # Somebody still holds a part of an earlier document, so this parser must not be used again.

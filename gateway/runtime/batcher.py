@@ -120,6 +120,7 @@ class DynamicBatcher:
         self._is_batchable = runner.signature.is_batchable
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
+        self._input_names = [spec.name for spec in runner.signature.inputs]
         self._is_scheduled = False
         self._running: asyncio.Future[list[Array] | Exception] | None = None
         self._cost = CostModel()
@@ -142,7 +143,8 @@ class DynamicBatcher:
             )
         work.enqueued = self._clock()
         if self._has_many_shapes:
-            work.bucket = tuple(array.shape[1:] for array in work.inputs.values())
+            # In the model's order: callers name their inputs in any.
+            work.bucket = tuple(work.inputs[name].shape[1:] for name in self._input_names)
         try:
             self._buckets[work.bucket].append(work)
         except KeyError:
@@ -219,7 +221,11 @@ class DynamicBatcher:
 
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
-        inputs = _gather(works)
+        try:
+            inputs = _gather(works)
+        except (ValueError, KeyError, MemoryError) as error:
+            self._finish(works, started, error)
+            return
         rows = sum(work.rows for work in works)
         if self._is_predictable and self._cost.predict(rows) < INLINE_SECONDS:
             self._finish(works, started, self._run(inputs, rows))

@@ -96,11 +96,18 @@ class RequestLog:
         async with self._flushing:
             while self._buffer:
                 entries = [self._buffer[index] for index in range(min(WRITE_ENTRIES, len(self._buffer)))]
-                await self._writer.append_predictions(entries)
-                for name, fields in entries:
+                outcomes = await self._writer.append_predictions(entries)
+                failed = []
+                for entry, outcome in zip(entries, outcomes, strict=True):
                     self._buffer.popleft()
-                    self._buffered_bytes -= _size(fields)
-                    self._metrics.count(LOG_WRITTEN, name)
+                    if outcome == "failed":
+                        failed.append(entry)
+                    else:
+                        self._buffered_bytes -= _size(entry[1])
+                        self._metrics.count(LOG_WRITTEN if outcome == "written" else LOG_DROPPED, entry[0])
+                self._buffer.extendleft(reversed(failed))
+                if failed:
+                    raise StoreUnavailable(f"the store did not take {len(failed)} log entries")
             self._has_entries.clear()
 
     def abandon(self) -> int:

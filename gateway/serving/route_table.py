@@ -41,6 +41,7 @@ class RouteTable:
         self._variant_names: dict[bytes, str] = {}
         self.problems: dict[str, str] = {}
         """By model: why the stored document is not in force."""
+        self._refreshing = asyncio.Lock()
         self.is_known = False
         """Whether the rules were read at least once, from the store or from the snapshot."""
 
@@ -80,7 +81,14 @@ class RouteTable:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def refresh(self) -> None:
-        """Read every route once and put what changed in force."""
+        """Read every route once and put what changed in force.
+
+        One reader at a time: what is read later must be applied later.
+        """
+        async with self._refreshing:
+            await self._refresh()
+
+    async def _refresh(self) -> None:
         stored = await self._store.read(self._registry.names)
         changed = [name for name, raw in stored.items() if name not in self._seen or self._seen[name] != raw]
         for name in changed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from gateway.state import keys
 from gateway.state.client import Store, store_errors
@@ -21,6 +21,16 @@ return 1
 SMOOTHING = 0.02
 
 
+Outcome: TypeAlias = Literal["written", "refused", "failed"]
+"""`refused` entries will never be taken: something else stands under the stream's key. `failed` ones may be later."""
+
+
+def _outcome(reply: object) -> Outcome:
+    if not isinstance(reply, Exception):
+        return "written"
+    return "refused" if str(reply).startswith("WRONGTYPE") else "failed"
+
+
 class LogWriter:
     """Writes sampled micro-batches and labels; every stream is capped."""
 
@@ -31,8 +41,11 @@ class LogWriter:
         self._feedback_entries = feedback_entries
         self._append_label = store.register_script(_APPEND_LABEL)
 
-    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> None:
-        """Append (model, fields) pairs in one round trip. After an error any part of them may have been written."""
+    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Outcome]:
+        """Append (model, fields) pairs in one round trip; what became of each.
+
+        Raises `StoreUnavailable` if the connection broke; any part of them may have been written then.
+        """
         with store_errors():
             pipeline = self._store.pipeline(transaction=False)
             for model, fields in entries:
@@ -42,7 +55,8 @@ class LogWriter:
                     maxlen=self._length_cap(model, fields),
                     approximate=True,
                 )
-            await pipeline.execute()
+            replies = await pipeline.execute(raise_on_error=False)
+        return [_outcome(reply) for reply in replies]
 
     def _length_cap(self, model: str, fields: Mapping[bytes, bytes]) -> int:
         """Streams are capped by length only; the size that entries have had says which length the bytes allow."""

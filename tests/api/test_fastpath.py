@@ -74,6 +74,11 @@ REQUESTS = [
     post(INFER, b" " * (LIMIT + 1)),
     chunked(INFER, rows(1.0, 2.0), 11),
     chunked(INFER, b" " * (LIMIT + 100), 1000),
+    chunked(INFER, b" " * (3 * LIMIT), 1000),
+    post(INFER, rows(1.0).replace(b"[1,3]", b"5")),
+    post(INFER, rows(1.0).replace(b"[1,3]", b"null")),
+    post(INFER, rows(1.0).replace(b"[1.0,1.0,1.0]", b'"abc"')),
+    post(INFER, rows(1.0).replace(b"[1.0,1.0,1.0]", b'{"a":1,"b":2,"c":3}')),
     post("/v2/feedback", b'{"prediction_id": "x", "label": 1}'),
     GET,
     b"GET /v2/models/affine/infer HTTP/1.1\r\nHost: here\r\n\r\n",
@@ -157,6 +162,46 @@ def test_what_came_before_a_malformed_request_is_answered_first(folder: Path, tm
             assert [answer.status for answer in answers] == [200, 200, 400]
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("requests", "statuses"),
+    [
+        ([GET, GET, b"NOT HTTP\r\n\r\n"], [200, 200, 400]),
+        ([post(INFER, rows(1.0)), GET, GET, b"NOT HTTP\r\n\r\n"], [200, 200, 200, 400]),
+        ([post(INFER, rows(1.0)), chunked("/v2/feedback", b"{}", 1)[:-5] + b"zz\r\n"], [200, 400]),
+        ([post(INFER, rows(1.0)), b"CONNECT a:99999 HTTP/1.1\r\n\r\n"], [200, 400]),
+    ],
+)
+def test_every_whole_request_before_garbage_is_answered_in_its_turn(
+    folder: Path, tmp_path: Path, requests: list[bytes], statuses: list[int]
+) -> None:
+    async def scenario() -> None:
+        async with two_doors(folder, tmp_path) as doors:
+            answers = await exchange(doors.fast, [b"".join(requests)], [False] * (len(statuses) + 1))
+            assert [answer.status for answer in answers] == statuses
+
+    asyncio.run(scenario())
+
+
+def test_stopping_waits_for_a_request_that_is_half_sent(folder: Path, tmp_path: Path) -> None:
+    async def scenario() -> list[bytes]:
+        async with two_doors(folder, tmp_path) as doors:
+            reader, writer = await asyncio.open_connection("127.0.0.1", doors.fast)
+            whole = post(INFER, rows(1.0))
+            writer.write(whole[:-20])
+            connections = doors.fast_listener.server_state.connections
+            await wait_until_async(lambda: any(getattr(c, "_size", 0) for c in connections))
+            for connection in list(connections):
+                connection.shutdown()
+            writer.write(whole[-20:])
+            received = await reader.read()
+            writer.close()
+            return received.split(b"\r\n")
+
+    lines = asyncio.run(scenario())
+    assert lines[0] == b"HTTP/1.1 200 OK"
+    assert b"connection: close" in lines
 
 
 def test_more_pipelined_requests_than_may_be_in_flight_are_all_answered_in_order(folder: Path, tmp_path: Path) -> None:

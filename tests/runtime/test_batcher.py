@@ -369,6 +369,28 @@ def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back(
     assert_each_got_its_own([first, fitting], run_alone(sessions("affine"), [first, fitting]))
 
 
+def test_the_order_in_which_callers_name_their_inputs_does_not_matter(executor: ThreadPoolExecutor) -> None:
+    class Joined:
+        signature = Signature(
+            (TensorSpec("a", "FP32", (-1, -1)), TensorSpec("b", "FP32", (-1, -1))), (TensorSpec("y", "FP32", (-1,)),)
+        )
+
+        def run(self, inputs: dict[str, Array]) -> list[Array]:
+            return [inputs["a"].sum(axis=1) - inputs["b"].sum(axis=1)]
+
+    three, five = np.ones((1, 3), np.float32), np.ones((1, 5), np.float32)
+
+    async def scenario() -> list[Caller]:
+        target = batcher(Joined(), executor)
+        callers = [Caller({"a": three, "b": five}), Caller({"b": three, "a": five}), Caller({"b": five, "a": three})]
+        for caller in callers:
+            target.submit(caller)
+        await target.close()
+        return callers
+
+    assert [caller.answer[0].tolist() for caller in asyncio.run(scenario())] == [[-2.0], [2.0], [-2.0]]
+
+
 def test_callers_that_left_make_room_in_a_full_queue_at_once(executor: ThreadPoolExecutor, sessions: Sessions) -> None:
     async def scenario() -> tuple[list[Caller], list[int]]:
         runner = GatedRunner(sessions("affine"))

@@ -17,7 +17,7 @@ from gateway.serving import request_log as request_log_module
 from gateway.serving.request_log import RequestLog
 from gateway.state import keys
 from gateway.state.client import Store
-from gateway.state.log_writer import LogWriter
+from gateway.state.log_writer import LogWriter, Outcome
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, InferenceResponse, ModelKey, string_array
 from tests.support.planes import NOW, FakeWriter, Plane, plane_over
@@ -36,7 +36,7 @@ class ControlledWriter(FakeWriter):
         self.failures = 0
         self.calls = 0
 
-    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> None:
+    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Outcome]:
         """As the real one: it may take long, and it may fail."""
         self.calls += 1
         await self.gate.wait()
@@ -44,6 +44,7 @@ class ControlledWriter(FakeWriter):
             self.failures -= 1
             raise StoreUnavailable("gone")
         self.entries += entries
+        return ["written"] * len(entries)
 
 
 def decoded(writer: FakeWriter) -> list[LogEntry]:
@@ -295,3 +296,53 @@ def test_what_is_abandoned_at_the_end_is_counted(plane_models: Path, tmp_path: P
 
     with plane_over(plane_models, tmp_path) as plane:
         run(scenario(plane))
+
+
+def test_what_the_store_refuses_for_good_is_dropped_and_holds_up_nothing_else(models: Path, tmp_path: Path) -> None:
+    class Refusing(FakeWriter):
+        async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Outcome]:
+            outcomes: list[Outcome] = ["refused" if name == "affine" else "written" for name, _ in entries]
+            self.entries += [entry for entry, outcome in zip(entries, outcomes, strict=True) if outcome == "written"]
+            return outcomes
+
+    writer = Refusing()
+
+    async def scenario() -> tuple[float, float]:
+        with plane_over(models, tmp_path, writer=writer) as plane:
+            await predict_all(plane, 3)
+            await plane.predict("total", {"x": np.ones((1, 2), np.float32)})
+            await plane.log.flush()
+            dropped = plane.counted("gateway_log_dropped_entries_total", model="affine")
+            return dropped, plane.counted("gateway_log_written_entries_total", model="total")
+
+    dropped, written = asyncio.run(scenario())
+    assert dropped >= 1
+    assert written == 1
+    assert [name for name, _ in writer.entries] == ["total"]
+
+
+def test_what_the_store_did_not_take_is_written_once_later_and_the_rest_not_again(models: Path, tmp_path: Path) -> None:
+    class FailingOnce(FakeWriter):
+        calls = 0
+
+        async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Outcome]:
+            self.calls += 1
+            outcomes: list[Outcome] = [
+                "failed" if self.calls == 1 and index else "written" for index in range(len(entries))
+            ]
+            self.entries += [entry for entry, outcome in zip(entries, outcomes, strict=True) if outcome == "written"]
+            return outcomes
+
+    writer = FailingOnce()
+
+    async def scenario() -> None:
+        with plane_over(models, tmp_path, writer=writer) as plane:
+            for number in range(3):
+                await plane.predict("affine", row(number, number, number))
+            with pytest.raises(StoreUnavailable):
+                await plane.log.flush()
+            await plane.log.flush()
+
+    asyncio.run(scenario())
+    firsts = [float(entry.inputs["x"][0, 0]) for entry in decoded(writer)]
+    assert firsts == [0.0, 1.0, 2.0]

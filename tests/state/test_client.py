@@ -33,6 +33,8 @@ def test_a_url_that_is_none_stops_the_start_naming_it(url: str) -> None:
         ("redis://h:6379", "redis://h:6379"),
         ("redis://user@h:6379", "redis://user@h:6379"),
         ("unix:///tmp/valkey.sock", "unix:///tmp/valkey.sock"),
+        ("unix:///tmp/valkey.sock?db=1&password=secret&x=y", "unix:///tmp/valkey.sock?db=1&password=***&x=y"),
+        ("redis://h/0?password=secret", "redis://h/0?password=***"),
     ],
 )
 def test_a_password_is_never_shown(url: str, shown: str) -> None:

@@ -18,7 +18,7 @@ from gateway.serving.dataplane import DataPlane
 from gateway.serving.request_log import RequestLog
 from gateway.serving.route_table import RouteTable
 from gateway.state.client import Store, connect
-from gateway.state.log_writer import LogWriter
+from gateway.state.log_writer import LogWriter, Outcome
 from gateway.state.route_store import RouteStore
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, InferenceRequest, InferenceResponse
@@ -34,9 +34,10 @@ class FakeWriter(LogWriter):
         super().__init__(connect(NOWHERE), prediction_bytes=10**9, feedback_entries=1)
         self.entries: list[tuple[str, dict[bytes, bytes]]] = []
 
-    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> None:
+    async def append_predictions(self, entries: Sequence[tuple[str, dict[bytes, bytes]]]) -> list[Outcome]:
         """Remember them."""
         self.entries += entries
+        return ["written"] * len(entries)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.waiting import wait_until
 
 START_SECONDS = 40.0
-URL = re.compile(r"(predictions|ops) +(http://\S+)")
+URL = re.compile(r"(predictions|ops) +(https?://\S+)")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
