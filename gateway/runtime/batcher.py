@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 Bucket: TypeAlias = tuple[tuple[int, ...], ...]
 
-INLINE_SECONDS = 400e-6
+INLINE_SECONDS = 1e-3
 """A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long shows that rows alone do not tell: the time depends on the
