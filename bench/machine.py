@@ -35,13 +35,13 @@ def versions(peers: list[str]) -> dict[str, Any]:
         "commit": commit(),
         "gateway": {name: metadata.version(name) for name in ("model-gateway", *OURS)},
         "wrk": wrk.version(),
-        "peers": {peer: pins(peer) for peer in peers if (PEERS / peer).is_dir()},
+        "peers": {peer: pins(folder) for peer in peers if (PEERS / (folder := peer.removesuffix("-10ms"))).is_dir()},
     }
 
 
 def peer_version(peer: str, peer_pins: dict[str, str]) -> str:
     """What to print beside a peer's name."""
-    package = NAMED_LIKE_THEIR_PEER.get(peer, peer)
+    package = NAMED_LIKE_THEIR_PEER.get(peer, peer.removesuffix("-10ms"))
     return f"{package} {peer_pins[package]}" if package in peer_pins else ""
 
 

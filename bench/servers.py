@@ -43,6 +43,8 @@ class Kind:
     """`{model}` stands for the model's name."""
     program: tuple[str, ...]
     """`{python}` and `{venv}` stand for those of its environment."""
+    peer: str = ""
+    """Whose environment and pins it uses, where another setting of a peer goes by a name of its own."""
     environment: dict[str, str] = field(default_factory=dict)
     """`{port}` stands for its port, `{port2}` and `{port3}` for two more."""
     is_alone: bool = False
@@ -64,6 +66,9 @@ GATEWAY = (
         "{threads}",
     ),
 )
+MOSEC = {"MOSEC_PORT": "{port}", "MOSEC_ADDRESS": HOST, "MOSEC_LOG_LEVEL": "error"}
+MLSERVER = {"MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{port2}", "MLSERVER_METRICS_PORT": "{port3}"}
+LITSERVE = ("{python}", "bench/peers/litserve/serve.py")
 KINDS = {
     kind.name: kind
     for kind in (
@@ -78,22 +83,39 @@ KINDS = {
             "row",
             "/inference",
             ("{python}", "bench/peers/mosec/serve.py"),
-            {"MOSEC_PORT": "{port}", "MOSEC_ADDRESS": HOST, "MOSEC_LOG_LEVEL": "error"},
+            environment={**MOSEC, "WAIT_MS": "1"},
+        ),
+        Kind(
+            "mosec-10ms",
+            "row",
+            "/inference",
+            ("{python}", "bench/peers/mosec/serve.py"),
+            peer="mosec",
+            environment={**MOSEC, "WAIT_MS": "10"},
         ),
         Kind(
             "mlserver",
             "oip",
             "/v2/models/m/infer",
             ("{venv}/bin/mlserver", "start", "bench/peers/mlserver"),
-            {"MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{port2}", "MLSERVER_METRICS_PORT": "{port3}"},
+            environment=MLSERVER,
         ),
-        Kind("litserve", "row", "/predict", ("{python}", "bench/peers/litserve/serve.py"), is_alone=True),
+        Kind(
+            "mlserver-10ms",
+            "oip",
+            "/v2/models/m/infer",
+            ("{venv}/bin/mlserver", "start", "bench/peers/mlserver/wait-10ms"),
+            peer="mlserver",
+            environment={**MLSERVER, "PYTHONPATH": "bench/peers/mlserver"},
+        ),
+        Kind("litserve", "row", "/predict", LITSERVE, environment={"WAIT_MS": "1"}, is_alone=True),
+        Kind("litserve-10ms", "row", "/predict", LITSERVE, "litserve", environment={"WAIT_MS": "10"}, is_alone=True),
         Kind(
             "ray",
             "row",
             "/",
             ("{python}", "bench/peers/ray/serve.py"),
-            {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
+            environment={"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
             is_alone=True,
         ),
     )
@@ -118,7 +140,7 @@ def serve(kind: Kind, model: str, threads: int) -> Iterator[Running]:
     """Start a server on `model` and stop it at the end. Raises `PeerUnavailable`."""
     ports = {name: str(free_port()) for name in ("port", "port2", "port3")}
     with ExitStack() as stack:
-        venv = None if kind.is_gateway else environment(kind.name)
+        venv = None if kind.is_gateway else environment(kind.peer or kind.name)
         python = sys.executable if venv is None else relative(venv / "bin" / "python")
         facts = {**ports, "python": python, "venv": relative(venv) if venv else "", "threads": str(threads)}
         program = [part.format_map(facts) for part in kind.program]

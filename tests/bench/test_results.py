@@ -109,3 +109,12 @@ def test_bars_grow_with_the_figure() -> None:
     assert widths[0] == 0
     assert widths[1:] == sorted(set(widths[1:]))
     assert widths[-1] == plot.BAR_ROOM
+
+
+def test_a_peer_is_judged_at_its_better_setting() -> None:
+    results = _results(*_cpu("gateway", 25), *_cpu("mosec", 60), *_cpu("mosec-10ms", 40))
+
+    verdict = _verdict(results, "/ mosec")
+
+    assert verdict.measured == 0.625
+    assert verdict.is_reached is False

@@ -44,8 +44,8 @@ class InferenceApi(litserve.LitAPI):
 
 
 if __name__ == "__main__":
-    # A time-out of 0 answered a tenth more, but its worker then spins on a whole core, also when idle.
-    api = InferenceApi(max_batch_size=64, batch_timeout=0.001)
+    # With a time-out of 0 its worker spins on a whole core, also when idle.
+    api = InferenceApi(max_batch_size=64, batch_timeout=int(os.environ["WAIT_MS"]) / 1000)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
     server.run(
         host="127.0.0.1",

@@ -1,7 +1,6 @@
 """Mosec: a Rust front, one Python worker, dynamic batching. Its body is `{"x": row}`, its answer `{"y": row}`.
 
-Batches of up to 64 wait at most a millisecond, the shortest time Mosec counts in; its documentation asks for less than
-a batch takes to run.
+Batches of up to 64 wait `WAIT_MS`, which Mosec counts in whole milliseconds: longer than a batch of this model runs.
 """
 
 from __future__ import annotations
@@ -36,5 +35,5 @@ class Inference(Worker):
 
 if __name__ == "__main__":
     server = Server()
-    server.append_worker(Inference, num=1, max_batch_size=64, max_wait_time=1)
+    server.append_worker(Inference, num=1, max_batch_size=64, max_wait_time=int(os.environ["WAIT_MS"]))
     server.run()
