@@ -25,7 +25,7 @@ check: $(VENV)/.dev  ## Format, lint, types, import contracts
 demo: $(VENV)/.serve  ## Replay real traffic and show what the gateway makes of it
 	@$(BIN)/python -m bench.demo
 
-bench: $(VENV)/.dev  ## Measure CPU per request against a bare ASGI echo
+bench: $(VENV)/.dev  ## Measure the gateway beside its peers (25 minutes; needs wrk)
 	$(BIN)/python -m bench
 
 data: $(VENV)/.dev  ## Fetch the full data sets behind the committed extracts
@@ -38,7 +38,7 @@ lock: ## Pin every dependency again, with hashes and without addresses (needs uv
 	bash requirements/lock
 
 clean:  ## Remove the environment and the gateway's local data
-	rm -rf $(VENV) .gateway .data
+	rm -rf $(VENV) .gateway .data .bench
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
