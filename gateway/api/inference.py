@@ -12,8 +12,8 @@ from gateway import __version__
 from gateway.api.answers import JSON_TYPE, json_response
 from gateway.api.body import read_body
 from gateway.api.door import InferenceDoor, Outcome
-from gateway.errors import GatewayError, Unavailable, Unsupported
-from gateway.protocol.json_codec import BINARY_HEADER, decode_object
+from gateway.errors import GatewayError, Unavailable
+from gateway.protocol.json_codec import decode_object, refuse_binary
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
@@ -97,8 +97,7 @@ class InferenceApi:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
         model, version = request.path_params["model"], request.path_params.get("version")
         try:
-            if BINARY_HEADER in request.headers:
-                raise Unsupported("binary tensor data is not supported; send `data` as JSON")
+            refuse_binary(request.headers)
             body = await read_body(request, self._max_body_bytes)
             outcome: Outcome | None = await self._outcome(request, model, version, body)
         except GatewayError as error:

@@ -32,10 +32,15 @@ def decode_object(body: bytes, path: str = "body") -> JsonObject:
     return document
 
 
-def decode_request(body: bytes, model: str, version: str | None, headers: Mapping[str, str]) -> InferenceRequest:
-    """Decode an inference request. Raises `InvalidRequest` naming the field and what was expected."""
+def refuse_binary(headers: Mapping[str, str]) -> None:
+    """Raise `Unsupported` for a body that is more than its JSON."""
     if BINARY_HEADER in headers:
         raise Unsupported("binary tensor data is not supported; send `data` as JSON")
+
+
+def decode_request(body: bytes, model: str, version: str | None, headers: Mapping[str, str]) -> InferenceRequest:
+    """Decode an inference request. Raises `InvalidRequest` naming the field and what was expected."""
+    refuse_binary(headers)
     document = decode_object(body)
     # An array of numbers takes `true` for 1. Looking for bools is slow, and hardly any body holds one.
     has_bools = b"true" in body or b"false" in body

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -53,7 +54,7 @@ class Runner(Protocol):
         """All outputs, in the order of the signature."""
 
 
-class Work:
+class Work(ABC):
     """The rows of one caller on their way through the queue."""
 
     __slots__ = ("bucket", "enqueued", "inputs", "is_cancelled", "is_queued", "rows", "start")
@@ -71,9 +72,9 @@ class Work:
         """The caller left: its rows are dropped when their turn comes, and nobody is answered."""
         self.is_cancelled = True
 
+    @abstractmethod
     def fail(self, error: GatewayError) -> None:
         """The rows could not be run, or their answer not be given; nothing to do if it was."""
-        raise NotImplementedError
 
 
 @dataclass(slots=True)

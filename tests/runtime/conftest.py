@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,10 @@ def sessions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], OnnxSe
         return loaded[name]
 
     return session
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[ThreadPoolExecutor]:
+    """Two threads for runs."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool

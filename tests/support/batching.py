@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import numpy as np
+
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import Batch, DynamicBatcher, Runner, Work
 from gateway.types import Array, Signature
+from tests.support.waiting import wait_until_async
 
 
 class Caller(Work):
@@ -107,3 +110,35 @@ def batcher(
     if on_threads:
         made._is_predictable = False
     return made
+
+
+def floats(*values: float) -> dict[str, Array]:
+    """One column."""
+    return {"x": np.array(values, np.float32).reshape(len(values), 1)}
+
+
+def matrix(rows: int, columns: int, seed: int = 0) -> dict[str, Array]:
+    """Random numbers, the same for the same seed."""
+    return {"x": np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)}
+
+
+async def submit_while_busy(runner: GatedRunner, target: DynamicBatcher, callers: list[Caller]) -> None:
+    """The first caller keeps the runner busy while the others queue up; all are answered at the end."""
+    with runner.busy():
+        target.submit(callers[0])
+        await wait_until_async(lambda: runner.batches)
+        for caller in callers[1:]:
+            target.submit(caller)
+    await target.close()
+
+
+def run_alone(session: Runner, callers: list[Caller]) -> list[list[Array]]:
+    return [session.run(caller.inputs) for caller in callers]
+
+
+def assert_each_got_its_own(callers: list[Caller], expected: list[list[Array]]) -> None:
+    for caller, outputs in zip(callers, expected, strict=True):
+        assert len(caller.answer) == len(outputs)
+        for mine, alone in zip(caller.answer, outputs, strict=True):
+            assert mine.dtype == alone.dtype
+            np.testing.assert_array_equal(mine, alone)
