@@ -16,15 +16,19 @@ import math
 import struct
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import b2a_base64
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2b
 from hmac import compare_digest
 from itertools import count
+from typing import NamedTuple
 
+import numpy as np
 import xxhash
 
 from gateway.errors import InvalidRequest
+from gateway.types import Array
 
 FORMAT = 1 << 4
 ENCODED_LENGTH = 48
@@ -37,6 +41,7 @@ _PREFIX = struct.Struct(">B3s3s3sI")
 _CLASS = struct.Struct(">HH")
 _VALUE = struct.Struct(">f")
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_TAG_DTYPE = np.dtype([("body", "V28"), ("tag", ">u8")])
 
 
 class SummaryKind(IntEnum):
@@ -82,6 +87,15 @@ def value_summary(value: float) -> int:
     return int.from_bytes(_VALUE.pack(value))
 
 
+class SignedIds(NamedTuple):
+    """The ids of a batch of predictions."""
+
+    texts: list[bytes]
+    """ASCII, as they are sent."""
+    tags: Array
+    """uint64: evenly spread numbers that follow from the ids and that nobody without the key can choose."""
+
+
 class IdSigner:
     """Makes and checks ids. One per process: `nonce` is three random bytes that no other process shares."""
 
@@ -99,12 +113,21 @@ class IdSigner:
             FORMAT | kind, name_hash(route), revision.to_bytes(3), name_hash(variant), min(number, MAX_VERSION)
         )
 
-    def sign(self, prefix: bytes, now: int, summary: int) -> str:
-        """A new id; `now` is Unix time in whole seconds."""
-        body = prefix + _BODY.pack(now, summary, self._nonce_high, self._nonce_low | (next(self._counter) & 0xFFFFFF))
-        hasher = self._hasher.copy()
-        hasher.update(body)
-        return b2a_base64(body + hasher.digest(), newline=False).translate(_URL_SAFE).decode("ascii")
+    def sign(self, said: Sequence[tuple[bytes, int]], now: int) -> SignedIds:
+        """A new id for each prefix and its summary; `now` is Unix time in whole seconds."""
+        pack, keyed, count = _BODY.pack, self._hasher.copy, self._counter
+        high, low = self._nonce_high, self._nonce_low
+        parts: list[bytes] = []
+        for prefix, summary in said:
+            body = prefix + pack(now, summary, high, low | (next(count) & 0xFFFFFF))
+            hasher = keyed()
+            hasher.update(body)
+            parts += (body, hasher.digest())
+        raw = b"".join(parts)
+        # Whole groups of three bytes each, so the text of all ids is the texts of each, one after the other.
+        text = b2a_base64(raw, newline=False).translate(_URL_SAFE)
+        texts = [text[start : start + ENCODED_LENGTH] for start in range(0, len(text), ENCODED_LENGTH)]
+        return SignedIds(texts, np.frombuffer(raw, _TAG_DTYPE)["tag"])
 
     def verify(self, text: str) -> PredictionId:
         """Decode and check an id. Raises `InvalidRequest` for anything this key did not sign."""

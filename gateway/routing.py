@@ -17,6 +17,8 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import xxhash
@@ -53,7 +55,7 @@ class Match:
     variant: Variant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """A compiled route document."""
 
@@ -83,15 +85,16 @@ class Route:
         """Whether nothing in a request has a say: no header is matched and none is sticky."""
         return self.sticky_header is None and not self.matches
 
-    def draw(self, number: float) -> Variant:
-        """The variant for a request to a random route; `number` is evenly spread over [0, 1)."""
-        share = number * TOTAL_WEIGHT
-        for variant in self.variants:
-            share -= variant.weight
-            if share < 0:
-                return variant
-        # Weights add up to 100 but for a rounding error, which may leave the last number to nobody.
-        return next(variant for variant in reversed(self.variants) if variant.weight > 0)
+    @cached_property
+    def bounds(self) -> list[float]:
+        """Where in [0, 1) the share of each variant but the last ends, for requests to a random route.
+
+        A number belongs to `variants[bisect_right(bounds, number)]`. From the last share on the bounds are infinite:
+        weights add up to 100 but for a rounding error, which must not give a number to a variant without weight.
+        """
+        last = max(index for index, variant in enumerate(self.variants) if variant.weight > 0)
+        sums = accumulate(variant.weight / TOTAL_WEIGHT for variant in self.variants[:-1])
+        return [bound if index < last else math.inf for index, bound in enumerate(sums)]
 
     def _rendezvous(self, variant: Variant, unit: str) -> float:
         if variant.weight == 0.0:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,19 @@ class Signature(NamedTuple):
         return bool(self.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
 
 
+class NumberTemplate(Protocol):
+    """Knows everything about the only input of a request but its numbers, which are still text."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def read_all(self, numbers: Sequence[bytes], rows: int) -> Array | None:
+        """The `rows` rows of several such requests; None if a text holds anything but numbers that fit."""
+
+    def decode(self, numbers: bytes) -> dict[str, Array]:
+        """The inputs of one request. Raises `InvalidRequest` naming what is wrong."""
+
+
 @dataclass(slots=True)
 class InferenceRequest:
     """A decoded prediction request. BYTES tensors are object arrays of `str`."""
@@ -66,13 +79,14 @@ class InferenceRequest:
 class BatchOutputs:
     """The outputs of one run, for all the requests that shared it."""
 
-    __slots__ = ("arrays", "specs", "texts")
+    __slots__ = ("arrays", "bodies", "specs", "texts")
 
     def __init__(self, specs: tuple[TensorSpec, ...], arrays: list[Array]) -> None:
         self.specs = specs
         self.arrays = arrays
         self.texts: Any = None
-        """Whatever an encoder prepared for the first of the requests and can use for the others."""
+        self.bodies: Any = None
+        """Both are what an encoder prepared for the first of the requests and can use for the others."""
 
 
 class InferenceResponse:

@@ -10,7 +10,7 @@ import orjson
 
 from gateway.errors import GatewayError
 from gateway.protocol.json_codec import decode_request, encode_response
-from gateway.serving.call import Call, Reply
+from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.telemetry.metrics import ERRORS, GatewayMetrics
 from gateway.types import InferenceResponse
@@ -27,22 +27,26 @@ class InferenceDoor:
 
     def __init__(self, plane: DataPlane, metrics: GatewayMetrics) -> None:
         self._plane = plane
+        self._decoders = plane.registry.decoders
         self._metrics = metrics
 
-    def submit(self, model: str, version: str | None, body: bytes, headers: Mapping[str, str], reply: Reply) -> Call:
-        """Decode and admit. Raises `GatewayError`; otherwise `reply` gets the outcome later, for `answer`."""
-        decoder = self._plane.registry.decoder(model)
-        request = decoder.decode(body, model, version, headers) if decoder is not None else None
-        if request is None:
+    def submit(self, model: str, version: str | None, body: bytes, headers: Mapping[str, str], call: Call) -> None:
+        """Decode and admit. Raises `GatewayError`; otherwise the call is answered later, with an outcome."""
+        decoder = self._decoders.get(model)
+        decoded = decoder.decode(body, model, version, headers) if decoder is not None else None
+        if decoded is None:
             request = decode_request(body, model, version, headers)
-        return self._plane.submit(request, reply)
+        else:
+            request, call.template, call.numbers = decoded
+        call.inputs = request.inputs
+        self._plane.admit(call, request, headers)
 
     def abandon(self, call: Call) -> None:
         """Nobody waits for the answer any more."""
         self._plane.abandon(call)
 
     def answer(self, model: str, outcome: Outcome) -> Answer:
-        """The answer to what `submit` raised or `reply` got; counts errors."""
+        """The answer to what `submit` raised or the call got; counts errors."""
         if isinstance(outcome, InferenceResponse):
             try:
                 return 200, encode_response(outcome), outcome.prediction_id, None

@@ -2,7 +2,8 @@
 
 A subclass of uvicorn's `HttpToolsProtocol`. What it recognises (`POST /v2/models/{model}[/versions/{version}]/infer`
 over HTTP/1.1 with nothing unusual in the headers) costs no ASGI scope, no task and no future; every other request is
-handed to Starlette untouched. There is one parser, httptools, for both.
+handed to Starlette untouched. There is one parser, httptools, for both. What it made of a head is remembered: a client
+that sends the same bytes again, with a body of the announced length and nothing after it, means the same again.
 
 Answers leave in the order of the requests. A fast request behind a slow one goes the slow way too, where uvicorn keeps
 the order; a slow one behind fast ones is started when these are answered.
@@ -21,10 +22,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.api.body import too_large
-from gateway.api.door import Answer, InferenceDoor, Outcome
-from gateway.api.recognition import RequestHeaders, ServerShare, Target
+from gateway.api.door import Answer, InferenceDoor
+from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
+from gateway.api.slot import OK, Slot
 from gateway.errors import GatewayError
-from gateway.serving.call import Call
 
 logger = logging.getLogger(__name__)
 
@@ -33,33 +34,11 @@ MAX_IN_FLIGHT = 128
 UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
 NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
-OK = 200
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Slot:
-    """A fast request's place in the order of answers; the data plane calls it with the outcome."""
-
-    __slots__ = ("answer", "call", "is_last", "model", "protocol")
-
-    def __init__(self, protocol: FastProtocol, model: str, is_last: bool) -> None:
-        self.protocol = protocol
-        self.model = model
-        self.is_last = is_last
-        """The connection closes after this answer, as the client asked."""
-        self.call: Call | None = None
-        self.answer: Answer | None = None
-
-    def __call__(self, outcome: Outcome) -> None:
-        """Turn the outcome into an answer and send it as soon as its turn comes."""
-        # The call refers to this slot; without this the two would wait for the garbage collector.
-        self.call = None
-        protocol = self.protocol
-        self.answer = protocol.door.answer(self.model, outcome)
-        if protocol.slots[0] is self:
-            protocol.flush()
+HEAD_END = b"\r\n\r\n"
+OK_ANSWER = b"%b%b\r\ncontent-length: %d\r\n\r\n%b"
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -88,12 +67,18 @@ class FastProtocol(HttpToolsProtocol):
         self._malformed: str | None = None
         self._running: RequestResponseCycle | None = None
         self._last_data = 0.0
+        self._is_between = True
+        """The parser has read whole requests and nothing of the next."""
         self._idle_timer: asyncio.TimerHandle | None = None
         # Of the request that is being read.
         self._target: Target | None = None
         self._is_unusual = False
         self._is_refused = False
-        self._body: bytes | bytearray = b""
+        self._start = b""
+        """What came in one piece with the first byte of the request."""
+        self._length: int | None = None
+        """Of the body, if the head announces it."""
+        self._body: list[bytes] = []
         self._size = 0
 
     # -- The transport -------------------------------------------------------------------------------------------------
@@ -107,16 +92,22 @@ class FastProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client left: what it still waits for is not run."""
         for slot in self.slots:
-            if slot.call is not None and slot.answer is None:
-                self.door.abandon(slot.call)
+            self.door.abandon(slot)
         self.slots.clear()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, which calls back below."""
+        """Feed the parser, which calls back below, unless it has read these very bytes before."""
         self._last_data = self.loop.time()
+        if self._is_between and not self._is_stopping:
+            end = data.find(HEAD_END)
+            head = self._share.heads.get(data[:end])
+            if head is not None and len(data) == end + 4 + head.length and not self._slow_is_pending():
+                self._admit(head.target, head.fields, data[end + 4 :], is_last=False)
+                return
+            self._start = data
         super().data_received(data)
 
     def pause_writing(self) -> None:
@@ -156,6 +147,8 @@ class FastProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._is_unusual = False
+        self._is_between = False
+        self._length = None
         self._target = None
 
     def on_url(self, url: bytes) -> None:
@@ -176,7 +169,7 @@ class FastProtocol(HttpToolsProtocol):
             self._go_slow()
             return
         self._target = target
-        self._body = b""
+        self._body = []
         self._size = 0
         if self.expect_100_continue:
             self.transport.write(CONTINUE)
@@ -189,16 +182,13 @@ class FastProtocol(HttpToolsProtocol):
         self._size += len(body)
         if self._size > self._max_body_bytes:
             self._refuse_body()
-        elif self._size == len(body):
-            self._body = body
         else:
-            if not isinstance(self._body, bytearray):
-                self._body = bytearray(self._body)
-            self._body += body
+            self._body.append(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole: decode, admit, and go on reading."""
+        """The request is whole: go on with it."""
         target = self._target
+        self._is_between = True
         if target is None:
             super().on_message_complete()
             return
@@ -206,28 +196,44 @@ class FastProtocol(HttpToolsProtocol):
         if self._is_refused:
             self._is_refused = False
             return
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body = []
+        is_last = not self.parser.should_keep_alive()
+        if not is_last and not self.expect_100_continue:
+            self._remember(target, body)
+        self._admit(target, self.headers, body, is_last=is_last)
+
+    def _remember(self, target: Target, body: bytes) -> None:
+        """Spare the parser this head from now on, if the request came in one piece and nothing else with it."""
+        raw, end, rest = self._start.partition(HEAD_END)
+        self._start = b""
+        if end and rest == body and len(body) == self._length:
+            self._share.learn(raw, Head(target, self.headers, len(body)))
+
+    def _admit(self, target: Target, fields: list[tuple[bytes, bytes]], body: bytes, *, is_last: bool) -> None:
+        """Decode and admit a request, and go on reading."""
         model, version = target
         slots = self.slots
-        slot = Slot(self, model, not self.parser.should_keep_alive())
+        slot = Slot(self, model, is_last)
         slots.append(slot)
-        body, self._body = self._body, b""
         headers = self._request_headers
-        headers.fields = self.headers
+        headers.fields = fields
         try:
-            slot.call = self.door.submit(model, version, bytes(body), headers, slot)
+            self.door.submit(model, version, body, headers, slot)
         except GatewayError as error:
-            slot(error)
+            slot.answer(error)
         except Exception:
             # A bug, but one that must not keep this and all later requests of the connection waiting.
             logger.exception("admitting a request failed")
-            slot(GatewayError("internal error; the gateway's log says more"))
+            slot.answer(GatewayError("internal error; the gateway's log says more"))
         if len(slots) >= MAX_IN_FLIGHT:
             self.flow.pause_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Uvicorn's own answer to what is not HTTP, in its turn."""
-        # What the parser was reading will never be whole.
+        # What the parser was reading will never be whole, and it reads no more.
         self._target = None
+        self._is_between = False
         half_read = self.cycle
         if half_read is not None and half_read.more_body:
             self.pipeline = deque(queued for queued in self.pipeline if queued[0] is not half_read)
@@ -262,17 +268,18 @@ class FastProtocol(HttpToolsProtocol):
         """A chunked body, whose size was not known before, is too large: answer at once, and read over the rest."""
         if not self._is_refused:
             self._is_refused = True
-            self._body = b""
+            self._body = []
             slot = Slot(self, "", not self.parser.should_keep_alive())
             self.slots.append(slot)
-            slot(too_large(self._max_body_bytes))
+            slot.answer(too_large(self._max_body_bytes))
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:
             self.transport.close()
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
             # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
-            self._is_unusual |= int(value) > self._max_body_bytes
+            self._length = int(value)
+            self._is_unusual |= self._length > self._max_body_bytes
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         else:
@@ -295,15 +302,35 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- Answers -------------------------------------------------------------------------------------------------------
 
-    def flush(self) -> None:
+    def has_only(self, slot: Slot) -> bool:
+        """Whether this is the one request of a connection that stays open."""
+        return len(self.slots) == 1 and self.slots[0] is slot and not slot.is_last and not self._is_stopping
+
+    def write_ok(self, prediction_id: bytes, body: bytes) -> None:
+        """Answer the only request; of a client that does not pipeline, every one is."""
+        self.slots.clear()
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            head = self._share.ok_head(self.server_state.default_headers)
+            self.transport.write(OK_ANSWER % (head, prediction_id, len(body), body))
+            if self.flow.read_paused or self.pipeline or self._malformed is not None:
+                self._go_on()
+
+    def send(self, slot: Slot, answer: Answer) -> None:
+        """Send an answer as soon as its turn comes."""
+        slot.sent = answer
+        if self.slots[0] is slot:
+            self._flush()
+
+    def _flush(self) -> None:
         """Send the answers whose turn has come."""
         slots = self.slots
         parts: list[bytes] = []
         is_last = False
-        while slots and not is_last and (answer := slots[0].answer) is not None:
+        while slots and not is_last and (answer := slots[0].sent) is not None:
             slot = slots.popleft()
             is_last = slot.is_last or (self._is_stopping and self._is_done())
-            parts.append(self._encode(answer, is_last))
+            parts.append(self._encode(answer, is_last=is_last))
         self.server_state.total_requests += len(parts)
         if self.transport.is_closing():
             return
@@ -329,12 +356,12 @@ class FastProtocol(HttpToolsProtocol):
         elif not self.flow.write_paused:
             self.flow.resume_reading()
 
-    def _encode(self, answer: Answer, is_last: bool) -> bytes:
+    def _encode(self, answer: Answer, *, is_last: bool) -> bytes:
         status, body, prediction_id, retry_after = answer
         close = b"\r\nconnection: close" if is_last else b""
         if status == OK:
-            head = self._share.ok_head(self.server_state.default_headers) + prediction_id.encode("ascii")
-            return b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (head, close, len(body), body)
+            head = self._share.ok_head(self.server_state.default_headers)
+            return OK_ANSWER % (head, prediction_id.encode() + close, len(body), body)
         line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json".encode()
         fields = b"".join(b"\r\n" + name + b": " + value for name, value in self.server_state.default_headers)
         wait = b"\r\nretry-after: %d" % retry_after if retry_after is not None else b""

@@ -15,6 +15,7 @@ from gateway.api.door import InferenceDoor, Outcome
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.json_codec import decode_object, refuse_binary
 from gateway.runtime.registry import ModelVersion, Registry
+from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.route_table import RouteTable
@@ -119,7 +120,8 @@ class InferenceApi:
     async def _outcome(self, request: Request, model: str, version: str | None, body: bytes) -> Outcome | None:
         """Submit and wait; None if the client leaves before the outcome."""
         answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        call = self.door.submit(model, version, body, request.headers, answered.set_result)
+        call = Call(answered.set_result)
+        self.door.submit(model, version, body, request.headers, call)
         left = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)

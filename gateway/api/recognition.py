@@ -10,6 +10,10 @@ TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer
 MAX_TARGETS = 4096
 """Request targets remembered, so that each is matched once."""
 
+MAX_HEADS = 2048
+"""Request heads remembered: a client sends few, but one that stamps each request anew sends no two alike."""
+MAX_HEAD_BYTES = 2048
+
 
 class Target(NamedTuple):
     """Whom a request is for."""
@@ -43,13 +47,24 @@ class RequestHeaders(Mapping[str, str]):
         return len({field for field, _ in self.fields})
 
 
+class Head(NamedTuple):
+    """What the parser read out of the head of an inference request with nothing unusual in it."""
+
+    target: Target
+    fields: list[tuple[bytes, bytes]]
+    length: int
+    """Of the body, as the head announces it."""
+
+
 class ServerShare:
     """What the connections of a server share."""
 
-    __slots__ = ("_fields", "_head", "targets")
+    __slots__ = ("_fields", "_head", "heads", "targets")
 
     def __init__(self) -> None:
         self.targets: dict[bytes, Target | None] = {}
+        self.heads: dict[bytes, Head] = {}
+        """By their bytes: what the parser has read once it need not read again."""
         self._fields: list[tuple[bytes, bytes]] | None = None
         self._head = b""
 
@@ -63,6 +78,13 @@ class ServerShare:
         if len(self.targets) < MAX_TARGETS:
             self.targets[url] = target
         return target
+
+    def learn(self, raw: bytes, head: Head) -> None:
+        """Remember a head that the parser has read; when they are too many all are forgotten."""
+        if len(raw) <= MAX_HEAD_BYTES:
+            if len(self.heads) >= MAX_HEADS:
+                self.heads.clear()
+            self.heads[raw] = head
 
     def ok_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         """The head of a 200 up to the prediction id; `fields` are uvicorn's default headers, renewed each second."""

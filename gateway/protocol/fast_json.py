@@ -1,33 +1,29 @@
-"""The common request and the common response, without a Python object for each number.
+"""The common request, without a Python object for each number.
 
 `FastDecoder` is made once for each signature. It takes the bodies that nearly all clients send, reads `data` straight
 into a buffer with simdjson, and proves on the way that the request fits the signature. Whatever surprises it, it leaves
 to `json_codec.decode_request`, which either takes the body after all or says precisely what is wrong with it: this file
-never refuses anything. `encode` writes the outputs of a whole run at once and cuts the text into rows.
+never refuses anything.
+
+A client sends the same body again and again but for the numbers. What stands around them is learned from the first such
+body (`Template`) and looked up for the next; short lists of numbers then stay text until the batch is formed, which
+reads those of all its callers at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
 import simdjson
 
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
-from gateway.types import (
-    Array,
-    BatchOutputs,
-    InferenceRequest,
-    InferenceResponse,
-    ModelKey,
-    Signature,
-    TensorSpec,
-    string_array,
-)
+from gateway.protocol.json_codec import decode_request
+from gateway.types import Array, InferenceRequest, NumberTemplate, Signature, TensorSpec, string_array
 
 BUFFER_TYPES = {"f": "d", "i": "i", "u": "u"}
 """numpy kind -> simdjson's `of_type`: double, int64, uint64."""
@@ -37,6 +33,15 @@ REUSED_PARSER_BYTES = 2**20
 """A parser keeps the memory that its largest document took; larger bodies get a parser of their own."""
 MAX_SHAPES = 1024
 """Distinct shapes remembered for each input."""
+MAX_TEMPLATES = 256
+"""Templates remembered for each signature; when they are more, all are forgotten and learned again."""
+MAX_TEMPLATE_BYTES = 1024
+"""A longer text around the numbers is not remembered."""
+JOINED_BYTES = 4096
+"""Longer lists of numbers are read as they arrive: they gain nothing from company, and counting their commas costs."""
+
+Decoded: TypeAlias = tuple[InferenceRequest, NumberTemplate | None, bytes]
+"""A request; where its only input is still text, the template that reads it, and that text."""
 
 
 class Surprise(Exception):
@@ -57,6 +62,7 @@ class TensorReader:
     """Reads one input of one signature."""
 
     def __init__(self, spec: TensorSpec) -> None:
+        self.name = spec.name
         self.datatype = spec.datatype
         self.shapes: dict[bytes, KnownShape] = {}
         """By their minified JSON text."""
@@ -67,6 +73,12 @@ class TensorReader:
         greatest = float(np.finfo(self._dtype).max) if self._dtype.kind == "f" else 0.0
         # A product that is too large is infinite; a power would raise.
         self._greatest_square = greatest * greatest
+        self._parser = simdjson.Parser()
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether the values are numbers."""
+        return self._of_type is not None
 
     def learn(self, text: bytes) -> KnownShape:
         """The shape that `text` spells. Raises `Surprise` if it does not fit."""
@@ -87,18 +99,32 @@ class TensorReader:
         of_type = self._of_type
         if of_type is None:
             return self._read_list(data.as_list(), shape, size, brackets), brackets
-        wide = np.frombuffer(data.as_buffer(of_type=of_type), self._buffer_dtype)
+        array = self._numbers(data)
+        # Raises `ValueError` for another number of elements.
+        array.shape = shape
+        return array, brackets
+
+    def read_text(self, text: bytes | memoryview, size: int) -> Array | None:
+        """`size` numbers from the text of one flat JSON list; None if it is anything else."""
+        parser = self._parser if len(text) <= REUSED_PARSER_BYTES else simdjson.Parser()
+        try:
+            array = self._numbers(parser.parse(text))
+        except (Surprise, ValueError, TypeError, AttributeError, RuntimeError, RuntimeWarning):
+            return None
+        return array if array.size == size else None
+
+    def _numbers(self, data: Any) -> Array:
+        """Every number in a list, flat. Raises `Surprise`, `TypeError` or `ValueError`."""
+        wide = np.frombuffer(data.as_buffer(of_type=self._of_type), self._buffer_dtype)
         array = wide.astype(self._dtype)
         # A number too large for the datatype has become infinite, or another number. Where the squares add up to less
         # than the greatest square there is none.
-        if of_type == "d":
+        if self._of_type == "d":
             if not wide.dot(wide) < self._greatest_square and not np.isfinite(array).all():
                 raise Surprise
         elif b"\0" in (array == wide).tobytes():
             raise Surprise
-        # Raises `ValueError` for another number of elements.
-        array.shape = shape
-        return array, brackets
+        return array
 
     def _read_list(self, values: list[Any], shape: tuple[int, ...], size: int, brackets: int) -> Array:
         kind = str if self.datatype == BYTES else bool
@@ -115,6 +141,42 @@ class TensorReader:
         return tuple(shape)
 
 
+class Template:
+    """What stands around the numbers of a body that was found to fit: with other numbers it fits as well."""
+
+    __slots__ = ("_prefix", "_reader", "_size", "_suffix", "commas", "name", "request", "shape")
+
+    def __init__(self, reader: TensorReader, around: tuple[bytes, bytes], learned_from: InferenceRequest) -> None:
+        self._reader = reader
+        self._prefix, self._suffix = around
+        self.name = reader.name
+        self.shape: tuple[int, ...] = learned_from.inputs[reader.name].shape
+        self._size = math.prod(self.shape)
+        self.commas = self._size - 1
+        self.request = replace(learned_from, version=None, inputs={}, headers={})
+        """What all its requests have in common that name no version: one object serves for all of them."""
+
+    def read(self, numbers: memoryview) -> Array | None:
+        """The tensor in a JSON list without inner lists; None if it holds anything but `size` numbers that fit."""
+        array = self._reader.read_text(numbers, self._size)
+        return None if array is None else array.reshape(self.shape)
+
+    def read_all(self, numbers: Sequence[bytes], rows: int) -> Array | None:
+        """The rows of several requests, each with the shape but for axis 0, `rows` in all.
+
+        Every text is the inside of a list and has the commas that its own template expects. None if one holds anything
+        but numbers that fit. No text holds `]`, so if the whole is a list it is a flat one, and the commas that part
+        one text from the next are where they belong.
+        """
+        size = rows * (self._size // self.request.rows)
+        array = self._reader.read_text(b"[%b]" % b",".join(numbers), size)
+        return None if array is None else array.reshape(rows, *self.shape[1:])
+
+    def decode(self, numbers: bytes) -> dict[str, Array]:
+        """The inputs of one request. Raises `InvalidRequest` naming what is wrong."""
+        return decode_request(self._prefix + numbers + self._suffix, "", None, {}).inputs
+
+
 class FastDecoder:
     """Decodes the common body for one signature."""
 
@@ -123,11 +185,53 @@ class FastDecoder:
         self._output_names = {spec.name for spec in signature.outputs}
         self._readers = {spec.name: TensorReader(spec) for spec in signature.inputs}
         self._parser = simdjson.Parser()
+        self._templates: dict[tuple[bytes, bytes], Template] = {}
+        # With several inputs a body has several lists of numbers, and with others than numbers none.
+        self._only = next(iter(self._readers.values())) if len(signature.inputs) == 1 else None
+        self._has_templates = self._only is not None and self._only.is_numeric
 
-    def decode(
+    def decode(self, body: bytes, model: str, version: str | None, headers: Mapping[str, str]) -> Decoded | None:
+        """The request, known to fit the signature but for the number of rows; None if it is not the common kind."""
+        if not self._has_templates:
+            return _whole(self._read(body, model, version, headers))
+        # The first innermost list of `data`, or of whatever looks like it: what is found is compared with what fitted.
+        end = body.find(b"]", body.find(b'"data":'))
+        start = body.rfind(b"[", 0, end) + 1
+        if start + len(body) - end > MAX_TEMPLATE_BYTES:
+            return _whole(self._read(body, model, version, headers))
+        around = body[:start], body[end:]
+        template = self._templates.get(around)
+        if template is None:
+            request = self._read(body, model, version, headers)
+            if request is not None and request.id is None:
+                self._learn(around, request)
+            return _whole(request)
+        request = template.request
+        if version is not None:
+            request = replace(request, version=version)
+        if end - start > JOINED_BYTES:
+            array = template.read(memoryview(body)[start - 1 : end + 1])
+            return None if array is None else (replace(request, inputs={template.name: array}), None, b"")
+        return (request, template, body[start:end]) if body.count(b",", start, end) == template.commas else None
+
+    def _learn(self, around: tuple[bytes, bytes], request: InferenceRequest) -> None:
+        """Remember what surrounds the numbers, if with none between it is the same request with no numbers."""
+        try:
+            numbers = orjson.loads(b"".join(around))["inputs"][0]["data"]
+        except (orjson.JSONDecodeError, KeyError):
+            return
+        while numbers:
+            if len(numbers) > 1:
+                return
+            numbers = numbers[0]
+        if numbers == [] and self._only is not None:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
+            self._templates[around] = Template(self._only, around, request)
+
+    def _read(
         self, body: bytes, model: str, version: str | None, headers: Mapping[str, str]
     ) -> InferenceRequest | None:
-        """The request, known to fit the signature but for the number of rows; None if it is not the common kind."""
         parser = self._parser if len(body) <= REUSED_PARSER_BYTES else simdjson.Parser()
         readers = self._readers
         inputs: dict[str, Array] = {}
@@ -171,6 +275,10 @@ class FastDecoder:
         return InferenceRequest(model, version, inputs, request_id, outputs, {}, headers, self._signature, rows)
 
 
+def _whole(request: InferenceRequest | None) -> Decoded | None:
+    return None if request is None else (request, None, b"")
+
+
 def _members(document: Any) -> tuple[str | None, tuple[str, ...] | None]:
     """`id` and `outputs`, where nothing else is asked for."""
     request_id, outputs = None, None
@@ -206,87 +314,3 @@ def _nesting(data: Any, shape: tuple[int, ...]) -> int:
         if axis < len(shape) - 1:
             rows = [inner for row in rows for inner in row]
     return brackets
-
-
-class RowTexts:
-    """The outputs of one run as JSON text, written once for all callers and cut into rows."""
-
-    __slots__ = ("_heads", "_rows", "_single")
-
-    def __init__(self, heads: list[tuple[bytes, bytes]], rows: list[list[bytes]]) -> None:
-        self._heads = heads
-        self._rows = rows
-        self._single: list[bytes] | None = None
-
-    def row(self, index: int) -> bytes:
-        """All outputs of one row, as they stand in the answer to a request with one row."""
-        if self._single is None:
-            # Each output's text is fixed but for the values: `...,"data":[` values `]},{...,"data":[` values `]}`.
-            fixed = [before + b"1" + after for before, after in self._heads]
-            pieces = [fixed[0], *(b"]}," + text for text in fixed[1:]), b"]}"]
-            self._single = [_interleave(pieces, values) for values in zip(*self._rows, strict=True)]
-        return self._single[index]
-
-    def outputs(self, indices: tuple[int, ...], start: int, rows: int) -> bytes:
-        """Some outputs of `rows` rows from `start` on."""
-        count = b"%d" % rows
-        parts = []
-        for index in indices:
-            before, after = self._heads[index]
-            text = b",".join(self._rows[index][start : start + rows])
-            parts.append(before + count + after + text + b"]}")
-        return b",".join(parts)
-
-
-def _interleave(pieces: list[bytes], values: tuple[bytes, ...]) -> bytes:
-    parts = [pieces[0]]
-    for value, piece in zip(values, pieces[1:], strict=True):
-        parts += (value, piece)
-    return b"".join(parts)
-
-
-def encode(response: InferenceResponse) -> bytes | None:
-    """The body of a response that is some rows of a run; None if each value has to be looked at."""
-    run = response.run
-    if run is None:
-        return None
-    if run.texts is None:
-        run.texts = _row_texts(run) or False
-    texts: RowTexts = run.texts
-    if not texts:
-        return None
-    if response.rows == 1 and response.indices is None:
-        outputs = texts.row(response.start)
-    else:
-        indices = response.indices
-        every = tuple(range(len(run.specs))) if indices is None else indices
-        outputs = texts.outputs(every, response.start, response.rows)
-    if response.id is None:
-        return _opening(response.key) + outputs + b"]}"
-    return _opening(response.key)[:-12] + b',"id":' + orjson.dumps(response.id) + b',"outputs":[' + outputs + b"]}"
-
-
-@lru_cache(maxsize=1024)
-def _opening(key: ModelKey) -> bytes:
-    name, version = orjson.dumps(key.name), key.version.encode()
-    return b'{"model_name":' + name + b',"model_version":"' + version + b'","outputs":['
-
-
-def _row_texts(run: BatchOutputs) -> RowTexts | None:
-    """None if JSON cannot hold a value, or cannot be cut safely: each response is then encoded by itself."""
-    heads, rows = [], []
-    for spec, array in zip(run.specs, run.arrays, strict=True):
-        if spec.datatype == BYTES or array.size == 0 or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-            return None
-        flat = np.ascontiguousarray(array).reshape(len(array), -1)
-        rows.append(orjson.dumps(flat, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2].split(b"],["))
-        heads.append(_head(spec.name, spec.datatype, array.shape[1:]))
-    return RowTexts(heads, rows)
-
-
-@lru_cache(maxsize=1024)
-def _head(name: str, datatype: str, trailing: tuple[int, ...]) -> tuple[bytes, bytes]:
-    """What stands before and after the number of rows in an output."""
-    before = b'{"name":' + orjson.dumps(name) + b',"shape":['
-    shape = b"".join(b",%d" % extent for extent in trailing)
-    return before, shape + b'],"datatype":"' + datatype.encode() + b'","data":['

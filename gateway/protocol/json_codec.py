@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from gateway.errors import InferenceFailed, InvalidRequest, Unsupported, shown
-from gateway.protocol import fast_json
+from gateway.protocol import row_texts
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
 
@@ -57,7 +57,7 @@ def decode_request(body: bytes, model: str, version: str | None, headers: Mappin
 
 def encode_response(response: InferenceResponse) -> bytes:
     """The response body. Raises `InferenceFailed` for values that JSON cannot hold."""
-    body = fast_json.encode(response)
+    body = row_texts.encode(response)
     if body is not None:
         return body
     document: JsonObject = {"model_name": response.key.name, "model_version": response.key.version}

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import NoReturn
+
 from gateway.errors import InvalidRequest
 from gateway.protocol.datatypes import DATATYPES
-from gateway.types import InferenceRequest, Signature, TensorSpec
+from gateway.types import Array, Signature, TensorSpec
 
 
-def check_request(request: InferenceRequest, signature: Signature, max_rows: int) -> int:
-    """Rows of the request; 1 for a model without a row axis.
+def check_request(
+    inputs: Mapping[str, Array], outputs: Sequence[str] | None, signature: Signature, max_rows: int
+) -> int:
+    """Rows of a request with these inputs that wants these outputs (None is all); 1 for a model without a row axis.
 
     Raises `InvalidRequest` naming the field, what was expected and what came.
     """
-    _check_names("input", list(request.inputs), [spec.name for spec in signature.inputs], complete=True)
-    if request.outputs is not None:
-        _check_names("output", list(request.outputs), [spec.name for spec in signature.outputs], complete=False)
+    _check_names("input", list(inputs), [spec.name for spec in signature.inputs], complete=True)
+    if outputs is not None:
+        _check_names("output", list(outputs), [spec.name for spec in signature.outputs], complete=False)
     for spec in signature.inputs:
-        _check_tensor(request, spec)
+        _check_tensor(inputs[spec.name], spec)
     if not signature.is_batchable:
         return 1
-    return check_rows(request, max_rows)
+    return _check_rows(inputs, max_rows)
 
 
-def check_rows(request: InferenceRequest, max_rows: int) -> int:
-    """Rows of a request to a model with a row axis. Raises `InvalidRequest` if they differ, are none or too many."""
-    extents = [array.shape[0] for array in request.inputs.values()]
+def refuse_rows(rows: int, max_rows: int) -> NoReturn:
+    """Raise `InvalidRequest` for more rows than a request may have."""
+    raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")
+
+
+def _check_rows(inputs: Mapping[str, Array], max_rows: int) -> int:
+    extents = [array.shape[0] for array in inputs.values()]
     rows: int = extents[0]
     if len(extents) > 1 and extents.count(rows) != len(extents):
-        uneven = ", ".join(f"{name!r} {extent}" for name, extent in zip(request.inputs, extents, strict=True))
+        uneven = ", ".join(f"{name!r} {extent}" for name, extent in zip(inputs, extents, strict=True))
         raise InvalidRequest(f"the inputs differ in rows (axis 0): {uneven}")
     if rows == 0:
         raise InvalidRequest("the batch is empty: expected at least 1 row on axis 0")
     if rows > max_rows:
-        raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")
+        refuse_rows(rows, max_rows)
     return rows
 
 
@@ -45,8 +54,7 @@ def _check_names(what: str, given: list[str], known: list[str], *, complete: boo
         raise InvalidRequest(f"missing {what} {missing[0]!r}; the model's {what}s: {', '.join(known)}")
 
 
-def _check_tensor(request: InferenceRequest, spec: TensorSpec) -> None:
-    array = request.inputs[spec.name]
+def _check_tensor(array: Array, spec: TensorSpec) -> None:
     datatype = DATATYPES[array.dtype]
     if datatype != spec.datatype:
         raise InvalidRequest(f"input {spec.name!r}: expected datatype {spec.datatype}, got {datatype}")

@@ -16,23 +16,18 @@ import asyncio
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, TypeAlias
-
-import numpy as np
+from typing import Protocol
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
 from gateway.runtime.cost_model import CostModel
+from gateway.runtime.work import Batch, Bucket, Work, gather, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
-
-Bucket: TypeAlias = tuple[tuple[int, ...], ...]
 
 INLINE_SECONDS = 1e-3
 """A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
@@ -52,47 +47,6 @@ class Runner(Protocol):
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
         """All outputs, in the order of the signature."""
-
-
-class Work(ABC):
-    """The rows of one caller on their way through the queue."""
-
-    __slots__ = ("bucket", "enqueued", "inputs", "is_cancelled", "is_queued", "rows", "start")
-
-    def __init__(self, inputs: dict[str, Array], rows: int) -> None:
-        self.inputs = inputs
-        self.rows = rows
-        self.start = 0
-        self.bucket: Bucket = ()
-        self.enqueued = 0.0
-        self.is_cancelled = False
-        self.is_queued = False
-
-    def cancel(self) -> None:
-        """The caller left: its rows are dropped when their turn comes, and nobody is answered."""
-        self.is_cancelled = True
-
-    @abstractmethod
-    def fail(self, error: GatewayError) -> None:
-        """The rows could not be run, or their answer not be given; nothing to do if it was."""
-
-
-@dataclass(slots=True)
-class Batch:
-    """One run, as it is reported: the single timing record that metrics and the request log are fed from."""
-
-    works: list[Work]
-    outputs: list[Array]
-    """In the order of the signature; axis 0 is the row."""
-    rows: int
-    started: float
-    """Monotonic seconds, as are `Work.enqueued` and `finished`."""
-    finished: float
-
-    def rows_of(self, work: Work, output: int) -> Array:
-        """A caller's rows of one output; all of it if the caller ran alone."""
-        array = self.outputs[output]
-        return array if len(self.works) == 1 else array[work.start : work.start + work.rows]
 
 
 class DynamicBatcher:
@@ -145,7 +99,7 @@ class DynamicBatcher:
         work.enqueued = self._clock()
         if self._has_many_shapes:
             # In the model's order: callers name their inputs in any.
-            work.bucket = tuple(work.inputs[name].shape[1:] for name in self._input_names)
+            work.bucket = work.shapes(self._input_names)
         try:
             self._buckets[work.bucket].append(work)
         except KeyError:
@@ -223,16 +177,22 @@ class DynamicBatcher:
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
         try:
-            inputs = _gather(works)
+            inputs = gather(works)
+            if inputs is None:
+                works = settled(works)
+                inputs = gather(works)
         except (ValueError, KeyError, MemoryError) as error:
-            self._finish(works, started, error)
+            self._finish(works, {}, started, error)
+            return
+        if inputs is None:
+            self._schedule()
             return
         rows = sum(work.rows for work in works)
         if self._is_predictable and self._cost.predict(rows) < INLINE_SECONDS:
-            self._finish(works, started, self._run(inputs, rows))
+            self._finish(works, inputs, started, self._run(inputs, rows))
             return
         self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
-        self._running.add_done_callback(lambda future: self._on_thread_done(works, started, future))
+        self._running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
 
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
         """The outputs, or what the run raised. Learns what it cost, on either thread."""
@@ -249,16 +209,22 @@ class DynamicBatcher:
         return outputs
 
     def _on_thread_done(
-        self, works: list[Work], started: float, future: asyncio.Future[list[Array] | Exception]
+        self,
+        works: list[Work],
+        inputs: dict[str, Array],
+        started: float,
+        future: asyncio.Future[list[Array] | Exception],
     ) -> None:
         self._running = None
-        self._finish(works, started, future.result())
+        self._finish(works, inputs, started, future.result())
 
-    def _finish(self, works: list[Work], started: float, outcome: list[Array] | Exception) -> None:
+    def _finish(
+        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
+    ) -> None:
         # Whatever a caller's reply does, the next batch must run.
         self._schedule()
         error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, outcome, started)
+        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
         if batch is not None:
             self._answer(batch)
         elif len(works) > 1:
@@ -275,7 +241,7 @@ class DynamicBatcher:
             for work in batch.works:
                 work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
 
-    def _batch(self, works: list[Work], outputs: list[Array], started: float) -> Batch | None:
+    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
         rows = sum(work.rows for work in works)
         if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
@@ -286,7 +252,7 @@ class DynamicBatcher:
         finished = self._clock()
         for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
             work.start = stop - work.rows
-        return Batch(works, outputs, rows, started, finished)
+        return Batch(works, inputs, outputs, rows, started, finished)
 
     def _run_alone(self, works: list[Work]) -> None:
         """Put each work back at the head of a bucket of its own."""
@@ -295,9 +261,3 @@ class DynamicBatcher:
             self._buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.queued_rows += work.rows
-
-
-def _gather(works: list[Work]) -> dict[str, Array]:
-    if len(works) == 1:
-        return works[0].inputs
-    return {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
-from gateway.runtime.batcher import Batch, DynamicBatcher
+from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
+from gateway.runtime.work import Batch
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class Registry:
 
     def __init__(self) -> None:
         self._versions: dict[str, dict[str, ModelVersion]] = {}
-        self._decoders: dict[str, FastDecoder] = {}
+        self.decoders: dict[str, FastDecoder] = {}
+        """By model: decodes the common request for the latest signature."""
         self.refused: dict[ModelKey, str] = {}
 
     def __iter__(self) -> Iterator[ModelVersion]:
@@ -66,11 +68,7 @@ class Registry:
             (known.signature for known in versions.values() if known.signature == version.signature), version.signature
         )
         versions[version.key.version] = version
-        self._decoders[version.key.name] = FastDecoder(self.latest(version.key.name).signature)
-
-    def decoder(self, name: str) -> FastDecoder | None:
-        """Decodes the common request for the model's latest signature; None for an unknown model."""
-        return self._decoders.get(name)
+        self.decoders[version.key.name] = FastDecoder(self.latest(version.key.name).signature)
 
     def versions(self, name: str) -> list[str]:
         """Loaded versions of a model, ascending."""

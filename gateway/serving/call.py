@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeAlias
 
 from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner, SummaryKind
-from gateway.runtime.batcher import Work
 from gateway.runtime.registry import ModelVersion
-from gateway.types import InferenceRequest, InferenceResponse
+from gateway.runtime.work import Work
+from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, Signature
 
 Reply: TypeAlias = Callable[[InferenceResponse | GatewayError], None]
 """Called exactly once on the event loop, unless the call is cancelled."""
@@ -37,22 +38,15 @@ class Choice:
 class Call(Work):
     """A request, where it was routed and who waits for the answer."""
 
-    __slots__ = ("choice", "is_answered", "prediction_id", "reply", "request")
+    request: InferenceRequest
+    choice: Choice
+    prediction_id: bytes
+    """ASCII, as it is sent."""
+    is_answered = False
 
-    def __init__(self, request: InferenceRequest, choice: Choice, rows: int, reply: Reply) -> None:
-        # Every field in one place, without the base class's turn: this runs once for each request.
-        self.inputs = request.inputs
-        self.rows = rows
-        self.start = 0
-        self.bucket = ()
-        self.enqueued = 0.0
-        self.is_cancelled = False
-        self.is_queued = False
-        self.request = request
-        self.choice = choice
-        self.reply = reply
-        self.prediction_id = ""
-        self.is_answered = False
+    def __init__(self, reply: Reply) -> None:
+        """The data plane fills in the rest when it admits the call."""
+        self._reply = reply
 
     @property
     def variant(self) -> str:
@@ -64,12 +58,31 @@ class Call(Work):
         """Of the route that chose it; 0 for none."""
         return self.choice.revision
 
-    def answer(self, response: InferenceResponse | GatewayError) -> None:
+    def deliver(self, run: BatchOutputs) -> None:
+        """Tell the caller its rows of a run that has a row for each of the batch's."""
+        self.answer(self.response(run))
+
+    def answer(self, outcome: InferenceResponse | GatewayError) -> None:
         """Tell the caller, once."""
         if not self.is_cancelled and not self.is_answered:
             self.is_answered = True
-            self.reply(response)
+            self._reply(outcome)
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
         self.answer(error)
+
+    def response(self, run: BatchOutputs) -> InferenceResponse:
+        """The caller's rows of a run."""
+        request, version = self.request, self.choice.version
+        indices = None if request.outputs is None else output_indices(version.signature, request.outputs)
+        return InferenceResponse(
+            version.key, request.id, None, self.prediction_id.decode(), run, indices, self.start, self.rows
+        )
+
+
+@lru_cache(maxsize=4096)
+def output_indices(signature: Signature, wanted: tuple[str, ...]) -> tuple[int, ...]:
+    """Which outputs a response holds, in the order in which they were asked for."""
+    names = [spec.name for spec in signature.outputs]
+    return tuple(names.index(name) for name in wanted)

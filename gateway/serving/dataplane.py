@@ -6,31 +6,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import lru_cache
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from gateway.errors import NotFound
-from gateway.prediction_id import IdSigner
-from gateway.protocol.signature import check_request, check_rows
+from gateway.prediction_id import IdSigner, SignedIds
+from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
-from gateway.runtime.batcher import Batch
 from gateway.runtime.registry import ModelVersion, Registry
-from gateway.serving.call import Call, Choice, Reply
+from gateway.runtime.work import Batch
+from gateway.serving.call import Call, Choice, Reply, output_indices
 from gateway.serving.request_log import RequestLog
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
-from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, ModelKey, Signature
+from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
 
 
 class Choices(NamedTuple):
     """What can come of a route in force."""
 
     route: Route
-    is_random: bool
     by_variant: dict[str, Choice]
+    drawn: list[Choice] | None
+    """Who answers by chance alone, in the order of the route's `bounds`; None if a header has a say."""
 
 
 class DataPlane:
@@ -64,16 +65,24 @@ class DataPlane:
 
         Raises a `GatewayError` if the request is refused; nothing was done then and `reply` is not called.
         """
-        choice = self._choose(request)
-        version = choice.version
+        call = Call(reply)
+        call.inputs = request.inputs
+        self.admit(call, request, request.headers)
+        return call
+
+    def admit(self, call: Call, request: InferenceRequest, headers: Mapping[str, str]) -> None:
+        """Admit a call that knows its inputs; it is answered or failed once, later. Raises as `submit` does."""
+        call.request = request
+        call.choice = self._choose(request, headers)
+        version = call.choice.version
         limit = version.config.batching.max_request_rows
         if request.fits is version.signature and version.is_batchable:
-            rows = request.rows if request.rows <= limit else check_rows(request, limit)
+            call.rows = request.rows if request.rows <= limit else refuse_rows(request.rows, limit)
         else:
-            rows = check_request(request, version.signature, limit)
-        call = Call(request, choice, rows, reply)
+            # The decoder knew another version's signature.
+            call.settle()
+            call.rows = check_request(call.inputs, request.outputs, version.signature, limit)
         version.batcher.submit(call)
-        return call
 
     def abandon(self, call: Call) -> None:
         """The caller left: what has not run yet is not run for it."""
@@ -87,19 +96,28 @@ class DataPlane:
         has_rows = all(output.shape[:1] == (batch.rows,) for output in batch.outputs)
         summaries = version.answers.summaries(batch.outputs) if version.answers and has_rows else None
         outputs = BatchOutputs(version.signature.outputs, batch.outputs)
-        now = int(self._clock())
-        sign = self._signer.sign
-        for call in calls:
-            summary = summaries[call.start] if summaries is not None and call.rows == 1 else None
-            if summary is None:
-                call.prediction_id = sign(call.choice.bare_prefix, now, 0)
+        ids = self._sign(calls, summaries)
+        for call, prediction_id in zip(calls, ids.texts, strict=True):
+            call.prediction_id = prediction_id
+            if has_rows:
+                call.deliver(outputs)
             else:
-                call.prediction_id = sign(call.choice.prefix, now, summary)
-            call.answer(_response(call, outputs, has_rows=has_rows))
+                call.answer(_whole(call, outputs))
         self._record(version, batch, calls)
-        self._log.offer(version, batch, calls)
+        self._log.offer(version, batch, calls, ids.tags)
 
-    def _choose(self, request: InferenceRequest) -> Choice:
+    def _sign(self, calls: list[Call], summaries: list[int | None] | None) -> SignedIds:
+        """An id for each call; it says what was answered where that is one row with a place in an id."""
+        now = int(self._clock())
+        if summaries is None:
+            return self._signer.sign([(call.choice.bare_prefix, 0) for call in calls], now)
+        said = []
+        for call in calls:
+            summary = summaries[call.start] if call.rows == 1 else None
+            said.append((call.choice.bare_prefix, 0) if summary is None else (call.choice.prefix, summary))
+        return self._signer.sign(said, now)
+
+    def _choose(self, request: InferenceRequest, headers: Mapping[str, str]) -> Choice:
         if request.version is not None:
             return self._direct(request.model, request.version)
         route = self._routes.get(request.model)
@@ -110,16 +128,17 @@ class DataPlane:
         known = self._choices.get(request.model)
         if known is None or known.route is not route:
             known = self._choices[request.model] = self._choices_of(route)
-        if known.is_random:
-            return known.by_variant[route.draw(self._random()).name]
-        return known.by_variant[route.choose(request.headers, str(self._random())).name]
+        if known.drawn is not None:
+            return known.drawn[bisect_right(route.bounds, self._random())]
+        return known.by_variant[route.choose(headers, str(self._random())).name]
 
     def _choices_of(self, route: Route) -> Choices:
         by_variant = {
             variant.name: Choice(self.registry.get(route.name, variant.version), variant.name, route.revision)
             for variant in route.variants
         }
-        return Choices(route, route.is_random, by_variant)
+        drawn = [by_variant[variant.name] for variant in route.variants] if route.is_random else None
+        return Choices(route, by_variant, drawn)
 
     def _direct(self, model: str, number: str) -> Choice:
         version = self.registry.get(model, number)
@@ -140,20 +159,10 @@ class DataPlane:
         metrics.batch_rows.observe_one(batch.rows)
 
 
-@lru_cache(maxsize=4096)
-def _indices(signature: Signature, wanted: tuple[str, ...]) -> tuple[int, ...]:
-    """Which outputs a response holds, in the order in which they were asked for."""
-    names = [spec.name for spec in signature.outputs]
-    return tuple(names.index(name) for name in wanted)
-
-
-def _response(call: Call, outputs: BatchOutputs, *, has_rows: bool) -> InferenceResponse:
-    """A call's rows of a run; all of it where the outputs have no rows, since the call then ran alone."""
+def _whole(call: Call, run: BatchOutputs) -> InferenceResponse:
+    """All of a run whose outputs have no rows, since the call then ran alone."""
     version, request = call.choice.version, call.request
-    indices = None if request.outputs is None else _indices(version.signature, request.outputs)
-    if has_rows:
-        return InferenceResponse(
-            version.key, request.id, None, call.prediction_id, outputs, indices, call.start, call.rows
-        )
-    tensors = [(outputs.specs[index], outputs.arrays[index]) for index in indices or range(len(outputs.specs))]
-    return InferenceResponse(version.key, request.id, tensors, call.prediction_id)
+    wanted = request.outputs
+    indices = range(len(run.specs)) if wanted is None else output_indices(version.signature, wanted)
+    tensors = [(run.specs[index], run.arrays[index]) for index in indices]
+    return InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode())

@@ -13,12 +13,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import xxhash
 
 from gateway.errors import StoreUnavailable
 from gateway.protocol.log_codec import LogEntry, LoggedRequest, encode
-from gateway.runtime.batcher import Batch
 from gateway.runtime.registry import ModelVersion
+from gateway.runtime.work import Batch
 from gateway.serving.call import Call
 from gateway.state.log_writer import LogWriter
 from gateway.telemetry.metrics import LOG_DROPPED, LOG_SAMPLED, LOG_WRITTEN, GatewayMetrics
@@ -46,7 +45,7 @@ class RequestLog:
         self._writer = writer
         self._metrics = metrics
         self._rate = rate
-        self._threshold = int(rate * 2**64)
+        self._threshold = np.uint64(min(int(rate * 2**64), 2**64 - 1))
         self._buffer_bytes = buffer_bytes
         self._clock = clock
         self._buffer: deque[tuple[str, dict[bytes, bytes]]] = deque()
@@ -54,9 +53,11 @@ class RequestLog:
         self._has_entries = asyncio.Event()
         self._flushing = asyncio.Lock()
 
-    def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call]) -> None:
-        """Take the sampled calls of a finished batch. Sampling is a function of the prediction id."""
-        sampled = calls if self._rate >= 1.0 else self._sample(calls)
+    def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call], tags: Array) -> None:
+        """Take the sampled calls of a finished batch: `tags` are those of their prediction ids, which decide."""
+        sampled = (
+            calls if self._rate >= 1.0 else [calls[index] for index in np.flatnonzero(tags < self._threshold).tolist()]
+        )
         if not sampled:
             return
         name = version.key.name
@@ -119,19 +120,15 @@ class RequestLog:
         self._buffered_bytes = 0
         return abandoned
 
-    def _sample(self, calls: Sequence[Call]) -> list[Call]:
-        digest, threshold = xxhash.xxh3_64_intdigest, self._threshold
-        return [call for call in calls if digest(call.prediction_id.encode()) < threshold]
-
     def _entry(self, version: ModelVersion, batch: Batch, sampled: Sequence[Call]) -> LogEntry:
         signature = version.signature
         inputs = {
-            spec.name: _rows([call.inputs[spec.name] for call in sampled], signature.is_batchable)
+            spec.name: _rows([batch.rows_of(call, batch.inputs[spec.name]) for call in sampled], signature.is_batchable)
             for spec in signature.inputs
         }
         outputs: dict[str, Array] = {}
         for index, spec in enumerate(signature.outputs):
-            parts = [batch.rows_of(call, index) for call in sampled]
+            parts = [batch.rows_of(call, batch.outputs[index]) for call in sampled]
             if not signature.is_batchable or all(
                 part.shape[:1] == (call.rows,) for part, call in zip(parts, sampled, strict=True)
             ):
@@ -141,7 +138,7 @@ class RequestLog:
             logged_at=self._clock(),
             rate=self._rate,
             requests=tuple(
-                LoggedRequest(call.prediction_id, call.variant, call.revision, call.rows) for call in sampled
+                LoggedRequest(call.prediction_id.decode(), call.variant, call.revision, call.rows) for call in sampled
             ),
             inputs=inputs,
             outputs=outputs,

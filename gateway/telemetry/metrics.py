@@ -81,6 +81,9 @@ SECONDS_BUCKETS = np.array(
 )
 ROWS_BUCKETS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
+MAX_WAITING = 64
+"""Arrays of observations that a histogram holds before it counts them."""
+
 Labels: TypeAlias = tuple[str, ...]
 Gauge: TypeAlias = tuple[Instrument, Labels, float]
 
@@ -88,28 +91,44 @@ Gauge: TypeAlias = tuple[Instrument, Labels, float]
 class Histogram:
     """Counts of observations by bucket, as Prometheus means them: `le` is inclusive."""
 
-    __slots__ = ("_bounds_list", "bounds", "counts", "total")
+    __slots__ = ("_bounds_list", "_counts", "_total", "_waiting", "bounds")
 
     def __init__(self, bounds: Array) -> None:
         self.bounds = bounds
         self._bounds_list: list[float] = bounds.tolist()
-        self.counts = np.zeros(len(bounds) + 1, np.int64)
-        self.total = 0.0
+        self._counts = np.zeros(len(bounds) + 1, np.int64)
+        self._total = 0.0
+        self._waiting: list[Array] = []
 
     def observe(self, values: Array) -> None:
-        """Add an array of observations."""
-        self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
-        self.total += float(values.sum())
+        """Add an array of observations. They are counted some batches at a time, or when somebody looks."""
+        self._waiting.append(values)
+        if len(self._waiting) >= MAX_WAITING:
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._waiting:
+            values = np.concatenate(self._waiting)
+            self._waiting.clear()
+            self._counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self._counts))
+            self._total += float(values.sum())
 
     def observe_one(self, value: float) -> None:
         """Add one observation."""
-        self.counts[bisect_left(self._bounds_list, value)] += 1
-        self.total += value
+        self._counts[bisect_left(self._bounds_list, value)] += 1
+        self._total += value
+
+    @property
+    def total(self) -> float:
+        """Sum of the observations."""
+        self._fold()
+        return self._total
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative (le, count) pairs."""
+        self._fold()
         edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
-        return list(zip(edges, np.cumsum(self.counts).astype(float).tolist(), strict=True))
+        return list(zip(edges, np.cumsum(self._counts).astype(float).tolist(), strict=True))
 
 
 class VersionMetrics:
@@ -140,7 +159,10 @@ class GatewayMetrics(Collector):
 
     def version(self, key: ModelKey) -> VersionMetrics:
         """The counters of a version; made on first use."""
-        return self._versions.setdefault(key, VersionMetrics())
+        try:
+            return self._versions[key]
+        except KeyError:
+            return self._versions.setdefault(key, VersionMetrics())
 
     def count(self, instrument: Instrument, *labels: str, amount: int = 1) -> None:
         """Add to a counter that is not kept by version."""

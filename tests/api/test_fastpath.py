@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from gateway.api.fastpath import MAX_IN_FLIGHT
-from tests.support.doors import Doors, HttpAnswer, exchange, two_doors
+from tests.support.doors import Doors, HttpAnswer, converse, exchange, two_doors
 from tests.support.onnx_models import affine, busy, fixed_rows, lookup, positions, write_version
 from tests.support.waiting import wait_until_async
 
@@ -140,6 +140,37 @@ def test_pipelined_requests_in_random_pieces_are_answered_alike_and_in_order(
                 requests = rng.choices(REQUESTS, k=rng.randrange(1, 12)) + rng.choices(LAST, k=rng.randrange(2))
                 answers = await compare(doors, requests, rng, rng.choice((1, 4, 40)))
                 assert len(answers) == len(requests)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_head_that_was_seen_before_means_the_same_again(folder: Path, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    many = [post(INFER, rows(*(float(rng.randrange(9)) for _ in range(rng.randrange(1, 4))))) for _ in range(20)]
+
+    async def scenario() -> None:
+        async with two_doors(folder, tmp_path, LIMIT) as doors:
+            for _ in range(4):
+                requests = rng.choices(REQUESTS + many, k=40)
+                fast = await converse(doors.fast, requests)
+                slow = await converse(doors.slow, requests)
+                assert [alike(answer) for answer in fast] == [alike(answer) for answer in slow]
+
+    asyncio.run(scenario())
+
+
+def test_half_a_head_is_never_taken_for_one(folder: Path, tmp_path: Path) -> None:
+    half = f"POST {INFER} HTTP/1.1\r\nHost: here\r\nX-Half: a".encode()
+    # The body is the first piece but for its first three bytes, as if the head had ended there.
+    misleading = [half, b"\r\nContent-Length: %d\r\n\r\n" % len(half[3:]) + half[3:]]
+    whole = [half, b"\r\nContent-Length: %d\r\n\r\n" % len(rows(1.0)) + rows(1.0)]
+
+    async def scenario() -> None:
+        async with two_doors(folder, tmp_path, LIMIT) as doors:
+            for pieces, status in ((misleading, 400), (whole, 200), (misleading, 400), (whole, 200)):
+                (answer,) = await exchange(doors.fast, pieces, [False])
+                assert answer.status == status
 
     asyncio.run(scenario())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gateway.errors import InvalidRequest
 from gateway.protocol import fast_json
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.protocol.fast_json import FastDecoder
 from gateway.protocol.json_codec import decode_request, encode_response
 from gateway.protocol.signature import check_request
-from gateway.types import Array, BatchOutputs, InferenceRequest, InferenceResponse, ModelKey, Signature, TensorSpec
+from gateway.types import (
+    Array,
+    BatchOutputs,
+    InferenceRequest,
+    InferenceResponse,
+    ModelKey,
+    NumberTemplate,
+    Signature,
+    TensorSpec,
+)
 
 OUTPUTS = (TensorSpec("y", "FP32", (-1,)), TensorSpec("z", "FP32", (-1, 2)))
 SHAPES = [(-1,), (-1, 3), (-1, -1), (-1, 2, 2), (-1, 1)]
@@ -127,6 +138,24 @@ def body_text(dice: Dice, signature: Signature) -> bytes:
     return text
 
 
+def decode(decoder: FastDecoder, body: bytes, version: str | None = None) -> InferenceRequest | None:
+    """The request, its numbers read if they were left as text."""
+    decoded = decoder.decode(body, "m", version, {})
+    if decoded is None:
+        return None
+    request, template, numbers = decoded
+    if template is None:
+        return request
+    assert not request.inputs
+    array = template.read_all([numbers], request.rows)
+    try:
+        inputs = template.decode(numbers) if array is None else {template.name: array}
+    except InvalidRequest:
+        # What the batch finds out later, the precise decoder says of the whole body as well.
+        return None
+    return replace(request, inputs=inputs)
+
+
 def assert_same(fast: InferenceRequest, precise: InferenceRequest) -> None:
     assert (fast.model, fast.version, fast.id, fast.outputs) == (
         precise.model,
@@ -147,16 +176,17 @@ def test_what_the_fast_decoder_takes_the_precise_one_takes_alike(seed: int) -> N
     for _ in range(4_000):
         number = int(dice.integers(len(SIGNATURES)))
         body = body_text(dice, SIGNATURES[number])
-        fast = DECODERS[number].decode(body, "m", "1", {})
-        if fast is None:
-            left += 1
-            continue
-        taken += 1
-        # Raises if it would have refused.
-        precise = decode_request(body, "m", "1", {})
-        rows = check_request(precise, SIGNATURES[number], 10**6)
-        assert_same(fast, precise)
-        assert (fast.rows, fast.fits) == (rows, SIGNATURES[number]), body
+        # The second time around what was learned from the first, and from all the bodies before.
+        for fast in (decode(DECODERS[number], body, "1"), decode(DECODERS[number], body, "1")):
+            if fast is None:
+                left += 1
+                continue
+            taken += 1
+            # Raises if it would have refused.
+            precise = decode_request(body, "m", "1", {})
+            rows = check_request(precise.inputs, precise.outputs, SIGNATURES[number], 10**6)
+            assert_same(fast, precise)
+            assert (fast.rows, fast.fits) == (rows, SIGNATURES[number]), body
     # The dice show both sides.
     assert taken > 500
     assert left > 500
@@ -169,7 +199,7 @@ def test_the_common_body_goes_the_fast_way(datatype: str, is_nested: bool) -> No
     value = {"b": True, "O": "a", "f": 1.5}.get(NUMPY_DTYPES[datatype].kind, 1)
     data: list[Any] = [[value, value], [value, value]] if is_nested else [value] * 4
     body = orjson.dumps({"inputs": [{"name": "x", "shape": [2, 2], "datatype": datatype, "data": data}], "id": "7"})
-    decoded = FastDecoder(signature).decode(body, "m", None, {})
+    decoded = decode(FastDecoder(signature), body)
     if is_nested and NUMPY_DTYPES[datatype].kind in "bO":
         # Rare enough to go the other way.
         assert decoded is None
@@ -181,7 +211,7 @@ def test_the_common_body_goes_the_fast_way(datatype: str, is_nested: bool) -> No
 def test_a_decoder_forgets_one_body_before_the_next() -> None:
     decoder = FastDecoder(Signature((TensorSpec("x", "FP32", (-1,)),), OUTPUTS))
     bodies = [b'{"inputs":[{"name":"x","shape":[1],"datatype":"FP32","data":[%d]}]}' % number for number in range(50)]
-    decoded = [decoder.decode(body, "m", None, {}) for body in bodies]
+    decoded = [decode(decoder, body) for body in bodies]
     assert [request.inputs["x"].tolist() for request in decoded if request is not None] == [[n] for n in range(50)]
 
 
@@ -190,10 +220,86 @@ def test_shapes_without_end_are_not_all_remembered() -> None:
     for columns in range(1, 1_500):
         data = b",".join([b"1"] * columns)
         body = b'{"inputs":[{"name":"x","shape":[1,%d],"datatype":"FP32","data":[%b]}]}' % (columns, data)
-        decoded = decoder.decode(body, "m", None, {})
+        decoded = decode(decoder, body)
         assert decoded is not None
         assert decoded.inputs["x"].shape == (1, columns)
     assert len(decoder._readers["x"].shapes) <= fast_json.MAX_SHAPES
+    assert len(decoder._templates) <= fast_json.MAX_TEMPLATES
+
+
+TEMPLATE_BODY = '{"inputs":[{"name":"x","shape":[%s],"datatype":"%s","data":%s}]}'
+NUMBERS = [
+    *ODD,
+    "1",
+    "2.5",
+    "-3",
+    "1,2",
+    "1,",
+    ",",
+    "1 ,\t2",
+    '"a,b"',
+    '1,"a',
+    'b",2',
+    "1]",
+    "[1",
+    "1],[2",
+    "{}",
+    '{"a":1',
+]
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "FP64", "INT8", "UINT64"])
+@pytest.mark.parametrize("extents", ["1,2", "2,2", "1,1"])
+@pytest.mark.parametrize("is_nested", [False, True], ids=["flat", "nested"])
+def test_a_body_recognised_by_its_surroundings_is_what_the_precise_decoder_makes_of_it(
+    datatype: str, extents: str, is_nested: bool
+) -> None:
+    decoder = FastDecoder(Signature((TensorSpec("x", datatype, (-1, -1)),), OUTPUTS))
+    dice = np.random.default_rng(len(extents))
+    size = math.prod(map(int, extents.split(",")))
+    data = "[[%s]]" if is_nested and extents.startswith("1") else "[%s]"
+    body = TEMPLATE_BODY % (extents, datatype, data % ",".join(["1"] * size))
+    assert decode(decoder, body.encode()) is not None
+    assert decoder._templates
+    for _ in range(400):
+        numbers = ",".join(pick(dice, SPACES) + pick(dice, NUMBERS) for _ in range(int(dice.integers(0, 5))))
+        body = TEMPLATE_BODY % (extents, datatype, data % numbers)
+        fast = decode(decoder, body.encode())
+        if fast is not None:
+            assert_same(fast, decode_request(body.encode(), "m", None, {}))
+
+
+def test_the_numbers_of_several_requests_are_read_together_or_not_at_all() -> None:
+    decoder = FastDecoder(Signature((TensorSpec("x", "FP32", (-1, 2)),), OUTPUTS))
+    dice = np.random.default_rng(0)
+    together = 0
+    for _ in range(2_000):
+        decoded: list[tuple[int, NumberTemplate, bytes]] = []
+        while len(decoded) < 4:
+            count = int(dice.integers(1, 3))
+            texts = [pick(dice, NUMBERS) if rarely(dice, 5) else str(dice.integers(9)) for _ in range(2 * count)]
+            found = decoder.decode(
+                (TEMPLATE_BODY % (f"{count},2", "FP32", f"[{','.join(texts)}]")).encode(), "m", None, {}
+            )
+            if found is not None and found[1] is not None:
+                decoded.append((found[0].rows, found[1], found[2]))
+        array = decoded[0][1].read_all([numbers for _, _, numbers in decoded], sum(rows for rows, _, _ in decoded))
+        if array is not None:
+            together += 1
+            alone = [template.decode(numbers)["x"] for _, template, numbers in decoded]
+            np.testing.assert_array_equal(array, np.concatenate(alone))
+    assert 500 < together < 2_000
+
+
+def test_what_only_looks_like_the_data_is_not_learned() -> None:
+    decoder = FastDecoder(Signature((TensorSpec("x", "FP32", (-1, 2)),), OUTPUTS))
+    bodies = [
+        TEMPLATE_BODY % ("2,2", "FP32", "[[1,2],[3,4]]"),
+        '{"inputs":[{"data" :[1,2],"name":"x","datatype":"FP32","shape":[1,2]}]}',
+        (TEMPLATE_BODY % ("1,2", "FP32", "[1,2]")).replace('{"inputs"', '{"id":"a","inputs"'),
+    ]
+    assert all(decode(decoder, body.encode()) is not None for body in bodies)
+    assert not decoder._templates
 
 
 numeric = [dtype for name, dtype in NUMPY_DTYPES.items() if name != BYTES]

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.signature import check_request
-from gateway.types import Array, InferenceRequest, Signature, TensorSpec, string_array
+from gateway.types import Array, Signature, TensorSpec, string_array
 
 TWO_INPUTS = Signature(
     inputs=(TensorSpec("x", "FP32", (-1, 3)), TensorSpec("s", "BYTES", (-1, -1))),
@@ -26,7 +26,7 @@ def strings(*shape: int) -> Array:
 
 
 def check(inputs: dict[str, Array], outputs: tuple[str, ...] | None = None, signature: Signature = TWO_INPUTS) -> int:
-    return check_request(InferenceRequest("m", None, inputs, outputs=outputs), signature, max_rows=4)
+    return check_request(inputs, outputs, signature, max_rows=4)
 
 
 def test_a_fitting_request_gives_its_rows() -> None:

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import InferenceFailed, InvalidRequest
-from gateway.runtime.batcher import Batch
 from gateway.runtime.session import OnnxSession
+from gateway.runtime.work import Batch
 from gateway.types import Array, Signature, TensorSpec
 from tests.support.batching import (
     Caller,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gateway.errors import DeadlineExceeded, TooManyRequests, Unavailable
-from gateway.runtime.batcher import Batch
 from gateway.runtime.session import OnnxSession
+from gateway.runtime.work import Batch
 from gateway.types import Array, Signature, TensorSpec
 from tests.support.batching import (
     Caller,

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gateway.errors import NotFound, StartupError, TooManyRequests, Unavailable
-from gateway.runtime.batcher import Batch
 from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.repository import scan
+from gateway.runtime.work import Batch
 from gateway.types import ModelKey
 from tests.support import onnx_models
 from tests.support.batching import Caller, answer_all

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 
 from gateway.errors import GatewayError
-from gateway.runtime.batcher import Batch, DynamicBatcher, Runner, Work
+from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
 
@@ -54,7 +55,7 @@ def answer_all(batch: Batch) -> None:
     """What the data plane does, without routes, ids and metrics."""
     for work in batch.works:
         assert isinstance(work, Caller)
-        work.answers.append([batch.rows_of(work, output) for output in range(len(batch.outputs))])
+        work.answers.append([batch.rows_of(work, output) for output in batch.outputs])
 
 
 class GatedRunner:

@@ -82,6 +82,22 @@ async def exchange(port: int, pieces: list[bytes], heads: list[bool], seconds: f
     return answers
 
 
+async def converse(port: int, requests: list[bytes]) -> list[HttpAnswer]:
+    """Send each request in one piece, the next when the last is answered, on one connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    answers: list[HttpAnswer] = []
+    async with asyncio.timeout(10.0):
+        for request in requests:
+            writer.write(request)
+            answer = await _read_answer(reader, is_head=request.startswith(b"HEAD"))
+            assert answer is not None
+            answers.append(answer)
+    writer.close()
+    with suppress(ConnectionError):
+        await writer.wait_closed()
+    return answers
+
+
 async def _send(writer: asyncio.StreamWriter, pieces: list[bytes]) -> None:
     for piece in pieces:
         writer.write(piece)

@@ -1,0 +1,48 @@
+"""One inference request of a connection: its call, and its place in the order of answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.api.door import Answer, Outcome
+from gateway.protocol.row_texts import row_bodies
+from gateway.serving.call import Call
+from gateway.types import BatchOutputs
+
+if TYPE_CHECKING:
+    from gateway.api.fastpath import FastProtocol
+
+OK = 200
+
+
+class Slot(Call):
+    """A fast request and its place in the order of answers."""
+
+    sent: Answer | None = None
+    """The answer, once there is one."""
+
+    def __init__(self, protocol: FastProtocol, model: str, is_last: bool) -> None:
+        self.protocol = protocol
+        self.model = model
+        self.is_last = is_last
+        """The connection closes after this answer, as the client asked."""
+
+    def deliver(self, run: BatchOutputs) -> None:
+        """The common answer, which was written with those of the whole run."""
+        request = self.request
+        bodies = run.bodies if run.bodies is not None else row_bodies(run, self.choice.version.key)
+        if not bodies or self.rows != 1 or request.id is not None or request.outputs is not None or self.is_cancelled:
+            super().deliver(run)
+            return
+        self.is_answered = True
+        protocol = self.protocol
+        if protocol.has_only(self):
+            protocol.write_ok(self.prediction_id, bodies[self.start])
+        else:
+            protocol.send(self, (OK, bodies[self.start], self.prediction_id.decode(), None))
+
+    def answer(self, outcome: Outcome) -> None:
+        """Turn the outcome into an answer, once, and send it as soon as its turn comes."""
+        if not self.is_cancelled and not self.is_answered:
+            self.is_answered = True
+            self.protocol.send(self, self.protocol.door.answer(self.model, outcome))

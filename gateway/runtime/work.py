@@ -1,0 +1,103 @@
+"""The rows of callers on their way through a batcher, and what a run made of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from gateway.errors import GatewayError
+from gateway.types import Array, NumberTemplate
+
+Bucket: TypeAlias = tuple[tuple[int, ...], ...]
+"""The shapes of one row of each input: only works of one bucket share a run."""
+
+
+class Work(ABC):
+    """The rows of one caller on their way through the queue."""
+
+    # On the class, so that a new work costs only what differs from these: one is made for each request.
+    inputs: dict[str, Array]
+    rows: int
+    template: NumberTemplate | None = None
+    """Reads the only input, where `inputs` is empty because its numbers are still text."""
+    numbers = b""
+    start = 0
+    """Its first row in the batch."""
+    bucket: Bucket = ()
+    enqueued: float
+    is_cancelled = False
+    is_queued = False
+
+    def __init__(self, inputs: dict[str, Array], rows: int) -> None:
+        self.inputs = inputs
+        self.rows = rows
+
+    def cancel(self) -> None:
+        """The caller left: its rows are dropped when their turn comes, and nobody is answered."""
+        self.is_cancelled = True
+
+    def shapes(self, names: list[str]) -> Bucket:
+        """Of one row of each input."""
+        if self.template is not None:
+            return (self.template.shape[1:],)
+        return tuple(self.inputs[name].shape[1:] for name in names)
+
+    def settle(self) -> None:
+        """Read what is still text. Raises `InvalidRequest` naming what is wrong with it."""
+        if self.template is not None:
+            self.inputs = self.template.decode(self.numbers)
+            self.template = None
+
+    @abstractmethod
+    def fail(self, error: GatewayError) -> None:
+        """The rows could not be run, or their answer not be given; nothing to do if it was."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One run, as it is reported: the single timing record that metrics and the request log are fed from."""
+
+    works: list[Work]
+    inputs: dict[str, Array]
+    outputs: list[Array]
+    """In the order of the signature; axis 0 is the row."""
+    rows: int
+    started: float
+    """Monotonic seconds, as are `Work.enqueued` and `finished`."""
+    finished: float
+
+    def rows_of(self, work: Work, array: Array) -> Array:
+        """A caller's rows of one input or output; all of it if the caller ran alone."""
+        return array if len(self.works) == 1 else array[work.start : work.start + work.rows]
+
+
+def gather(works: list[Work]) -> dict[str, Array] | None:
+    """The inputs of a run, the callers' rows in order; None if there are none, or some must be settled first."""
+    if not works:
+        return None
+    template = works[0].template
+    if template is None and len(works) == 1:
+        return works[0].inputs
+    texts = [work.numbers for work in works if work.template is not None]
+    if template is not None and len(texts) == len(works):
+        array = template.read_all(texts, sum(work.rows for work in works))
+        return None if array is None else {template.name: array}
+    if texts:
+        return None
+    return {name: np.concatenate([work.inputs[name] for work in works]) for name in works[0].inputs}
+
+
+def settled(works: list[Work]) -> list[Work]:
+    """Read each caller's text by itself, so that only the one with the bad values gets the error."""
+    readable = []
+    for work in works:
+        try:
+            work.settle()
+        except GatewayError as error:
+            work.fail(error)
+        else:
+            readable.append(work)
+    return readable
