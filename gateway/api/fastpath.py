@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 from gateway.api.body import too_large
 from gateway.api.door import Answer, InferenceDoor
 from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
-from gateway.api.slot import OK, Slot
+from gateway.api.slot import Slot
 from gateway.errors import GatewayError
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encod
 NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
+OK = 200
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
 OK_ANSWER = b"%b%b\r\ncontent-length: %d\r\n\r\n%b"
@@ -302,17 +303,18 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- Answers -------------------------------------------------------------------------------------------------------
 
-    def has_only(self, slot: Slot) -> bool:
-        """Whether this is the one request of a connection that stays open."""
-        return len(self.slots) == 1 and self.slots[0] is slot and not slot.is_last and not self._is_stopping
-
-    def write_ok(self, prediction_id: bytes, body: bytes) -> None:
-        """Answer the only request; of a client that does not pipeline, every one is."""
-        self.slots.clear()
+    def send_ok(self, slot: Slot, body: bytes) -> None:
+        """Send a 200; of a client that does not pipeline, each is the only one that the connection waits for."""
+        slots = self.slots
+        if len(slots) > 1 or slot.is_last or self._is_stopping:
+            self.send(slot, (OK, body, slot.prediction_id.decode(), None))
+            return
+        slots.clear()
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
-            head = self._share.ok_head(self.server_state.default_headers)
-            self.transport.write(OK_ANSWER % (head, prediction_id, len(body), body))
+            share, fields = self._share, self.server_state.default_headers
+            head = share.head if share.fields is fields else share.ok_head(fields)
+            self.transport.write(OK_ANSWER % (head, slot.prediction_id, len(body), body))
             if self.flow.read_paused or self.pipeline or self._malformed is not None:
                 self._go_on()
 

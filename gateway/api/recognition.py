@@ -59,14 +59,15 @@ class Head(NamedTuple):
 class ServerShare:
     """What the connections of a server share."""
 
-    __slots__ = ("_fields", "_head", "heads", "targets")
+    __slots__ = ("fields", "head", "heads", "targets")
 
     def __init__(self) -> None:
         self.targets: dict[bytes, Target | None] = {}
         self.heads: dict[bytes, Head] = {}
         """By their bytes: what the parser has read once it need not read again."""
-        self._fields: list[tuple[bytes, bytes]] | None = None
-        self._head = b""
+        self.fields: list[tuple[bytes, bytes]] | None = None
+        """Uvicorn's default headers, as they stand in `head`."""
+        self.head = b""
 
     def target(self, url: bytes) -> Target | None:
         """Whom a request target names; None if it is no inference request."""
@@ -88,8 +89,8 @@ class ServerShare:
 
     def ok_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         """The head of a 200 up to the prediction id; `fields` are uvicorn's default headers, renewed each second."""
-        if fields is not self._fields:
-            self._fields = fields
+        if fields is not self.fields:
+            self.fields = fields
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
-            self._head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
-        return self._head
+            self.head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
+        return self.head

@@ -12,8 +12,6 @@ from gateway.types import BatchOutputs
 if TYPE_CHECKING:
     from gateway.api.fastpath import FastProtocol
 
-OK = 200
-
 
 class Slot(Call):
     """A fast request and its place in the order of answers."""
@@ -35,11 +33,7 @@ class Slot(Call):
             super().deliver(run)
             return
         self.is_answered = True
-        protocol = self.protocol
-        if protocol.has_only(self):
-            protocol.write_ok(self.prediction_id, bodies[self.start])
-        else:
-            protocol.send(self, (OK, bodies[self.start], self.prediction_id.decode(), None))
+        self.protocol.send_ok(self, bodies[self.start])
 
     def answer(self, outcome: Outcome) -> None:
         """Turn the outcome into an answer, once, and send it as soon as its turn comes."""

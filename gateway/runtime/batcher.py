@@ -29,13 +29,15 @@ from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 1e-3
+INLINE_SECONDS = 2e-3
 """A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
-"""A run that was predicted to be short and took this long shows that rows alone do not tell: the time depends on the
-values or on other dimensions, so the model runs on threads from then on."""
-
-
+"""A run that was predicted to be short and took this long is a surprise."""
+SURPRISES_FORGOTTEN = 0.99
+"""What remains of the count of surprises after each run."""
+MAX_SURPRISES = 3.0
+"""With more of them the time depends on values or on other dimensions than rows: the model runs on threads until the
+count has faded. A hiccup of the machine is a surprise too, but a rare one."""
 FIRST_RETRY_SECONDS = 1.0
 """`Retry-After` while nothing is known yet about how long the queue takes."""
 
@@ -79,7 +81,7 @@ class DynamicBatcher:
         self._is_scheduled = False
         self._running: asyncio.Future[list[Array] | Exception] | None = None
         self._cost = CostModel()
-        self._is_predictable = True
+        self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
         self.queued_rows = 0
@@ -177,18 +179,19 @@ class DynamicBatcher:
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
         try:
-            inputs = gather(works)
+            rows = _rows(works)
+            inputs = gather(works, rows)
             if inputs is None:
                 works = settled(works)
-                inputs = gather(works)
+                rows = _rows(works)
+                inputs = gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
             self._finish(works, {}, started, error)
             return
         if inputs is None:
             self._schedule()
             return
-        rows = sum(work.rows for work in works)
-        if self._is_predictable and self._cost.predict(rows) < INLINE_SECONDS:
+        if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
             self._finish(works, inputs, started, self._run(inputs, rows))
             return
         self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
@@ -203,8 +206,11 @@ class DynamicBatcher:
         except Exception as error:
             return error
         seconds = time.thread_time() - before
+        self._surprises *= SURPRISES_FORGOTTEN
         if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
-            self._is_predictable = False
+            self._surprises += 1.0
+            # So that one hiccup does not count for fifty runs.
+            seconds = INLINE_LIMIT_SECONDS
         self._cost.observe(rows, seconds)
         return outputs
 
@@ -243,7 +249,7 @@ class DynamicBatcher:
 
     def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
-        rows = sum(work.rows for work in works)
+        rows = _rows(works)
         if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
             self._is_batchable = False
             logger.warning("an output does not have one row per input row: requests run alone from now on")
@@ -261,3 +267,7 @@ class DynamicBatcher:
             self._buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.queued_rows += work.rows
+
+
+def _rows(works: list[Work]) -> int:
+    return sum([work.rows for work in works])

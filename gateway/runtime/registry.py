@@ -16,13 +16,14 @@ from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
+from gateway.runtime.tuning import best_batch_rows
 from gateway.runtime.work import Batch
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
 
 PARALLEL_SECONDS = 5e-3
-"""A model whose largest batch takes longer on one thread gets one thread a core; for less, threads cost more CPU time
+"""A model whose best batch takes longer on one thread gets one thread a core; for less, threads cost more CPU time
 than they save waiting."""
 
 
@@ -130,12 +131,12 @@ class Loader:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
         limits = folder.config.batching
-        session = self._warm_session(folder)
+        session, batch_rows = self._warm_session(folder)
         answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
-            max_batch_rows=limits.max_batch_rows,
+            max_batch_rows=batch_rows,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
@@ -143,12 +144,14 @@ class Loader:
         version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, batcher)
         return version
 
-    def _warm_session(self, folder: VersionFolder) -> OnnxSession:
-        """A session that has run, with as many threads as pay."""
+    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, int]:
+        """A session that has run, with as many threads as pay, and the rows that a run of it should have at most."""
         session = OnnxSession(folder.model_path, self.device, self.threads or 1)
-        rows = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
-        seconds = session.warm_up(rows)
+        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
+        rows, seconds = best_batch_rows(session.warm_up, limit)
         if self.threads == 0 and self.device == "cpu" and seconds is not None and seconds > PARALLEL_SECONDS:
             session = OnnxSession(folder.model_path, self.device, os.cpu_count() or 1)
-            session.warm_up(rows)
-        return session
+            rows, _ = best_batch_rows(session.warm_up, limit)
+        if rows < limit:
+            logger.info("%s: runs of %d rows are the fastest here, of up to %d allowed", folder.key, rows, limit)
+        return session, rows

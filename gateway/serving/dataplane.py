@@ -10,8 +10,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.signature import check_request, refuse_rows
@@ -152,9 +150,7 @@ class DataPlane:
         metrics.batches += 1
         metrics.rows += len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
         metrics.requests.update([call.choice.variant for call in calls])
-        enqueued = np.array([call.enqueued for call in calls])
-        metrics.latency.observe(batch.finished - enqueued)
-        metrics.queue.observe(batch.started - enqueued)
+        metrics.observe_requests([call.enqueued for call in calls], batch.started, batch.finished)
         metrics.run.observe_one(batch.finished - batch.started)
         metrics.batch_rows.observe_one(batch.rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,7 +110,7 @@ def batcher(
         clock=clock,
     )
     if on_threads:
-        made._is_predictable = False
+        made._surprises = math.inf
     return made
 
 
