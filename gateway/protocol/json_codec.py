@@ -91,12 +91,13 @@ def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
             raise InvalidRequest(f"{path}.name: input {name!r} occurs twice")
         if "binary_data_size" in _parameters(item, f"{path}.parameters"):
             raise Unsupported(f"{path}: binary tensor data is not supported; send `data` as JSON")
-        inputs[name] = _tensor(item, path, has_bools=has_bools)
+        inputs[name] = decode_tensor(item, path, has_bools=has_bools)
     return inputs
 
 
-def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
-    shape = _shape(item.get("shape"), f"{path}.shape")
+def decode_tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
+    """One tensor with `data`. Raises `InvalidRequest`. `has_bools`: the text may hold `true` or `false`."""
+    shape = decode_shape(item.get("shape"), f"{path}.shape")
     datatype = item.get("datatype")
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
         raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {shown(datatype)}")
@@ -113,7 +114,8 @@ def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
         raise InvalidRequest(f"{path}.shape: {error}") from error
 
 
-def _shape(value: Any, path: str) -> tuple[int, ...]:
+def decode_shape(value: Any, path: str) -> tuple[int, ...]:
+    """The extents. Raises `InvalidRequest`."""
     if not isinstance(value, list) or not all(type(extent) is int and extent >= 0 for extent in value):
         raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {shown(value)}")
     if len(value) > MAX_DIMENSIONS:
