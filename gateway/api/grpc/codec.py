@@ -21,6 +21,10 @@ from gateway.types import Array, InferenceRequest, InferenceResponse, string_arr
 PREDICTION_ID_PARAMETER = "prediction_id"
 """In the response besides its metadata, which `tritonclient` does not show and messages of a stream do not have."""
 
+EMPTY_FINAL_PARAMETER = "triton_enable_empty_final_response"
+FINAL_PARAMETER = "triton_final_response"
+"""Set on every answer of a stream, as Triton does: its clients may wait for it."""
+
 # `InferTensorContents`, field by field; FP16 and BF16 have none.
 CONTENTS = {
     "BOOL": "bool_contents",
@@ -56,7 +60,7 @@ def decode_request(message: pb.ModelInferRequest, headers: Mapping[str, str]) ->
         inputs=_inputs(message),
         id=message.id or None,
         outputs=_requested_outputs(message.outputs),
-        parameters=parameters_of(message.parameters),
+        parameters=_request_parameters(message),
         headers=headers,
     )
 
@@ -74,13 +78,21 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
 
 
 def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Protobuf's one-of-several parameters as plain values; one that is not set is None."""
-    return {name: _plain(value) for name, value in parameters.items()}
+    """Parameters of one of several types as plain values. Raises `InvalidRequest` for one without a value."""
+    plain = {}
+    for name, parameter in parameters.items():
+        kind = parameter.WhichOneof("parameter_choice")
+        if kind is None:
+            raise InvalidRequest(f"parameters.{name}: expected a value")
+        plain[name] = getattr(parameter, kind)
+    return plain
 
 
-def _plain(parameter: Any) -> Any:
-    kind = parameter.WhichOneof("parameter_choice")
-    return None if kind is None else getattr(parameter, kind)
+def _request_parameters(message: pb.ModelInferRequest) -> dict[str, Any]:
+    parameters = parameters_of(message.parameters)
+    # Asks for a mark after the last answer to a request. There is one answer, and in a stream it carries the mark.
+    parameters.pop(EMPTY_FINAL_PARAMETER, None)
+    return parameters
 
 
 def _inputs(message: pb.ModelInferRequest) -> dict[str, Array]:

@@ -18,7 +18,7 @@ from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway import __version__
-from gateway.api.grpc.codec import decode_request, encode_response, parameters_of
+from gateway.api.grpc.codec import FINAL_PARAMETER, decode_request, encode_response, parameters_of
 from gateway.api.grpc.extensions import Extensions
 from gateway.api.grpc.status import refuse, status_of
 from gateway.api.grpc.stream import AnswerStream
@@ -105,8 +105,7 @@ class InferenceService:
             stream_answer = pb.ModelStreamInferResponse(error_message=status_of(error).details, infer_response=failed)
         else:
             stream_answer = pb.ModelStreamInferResponse(infer_response=answer)
-        # Clients of models that answer a request several times, or not at all, wait for this mark.
-        stream_answer.infer_response.parameters["triton_final_response"].bool_param = True
+        stream_answer.infer_response.parameters[FINAL_PARAMETER].bool_param = True
         return stream_answer
 
     async def _predict(
