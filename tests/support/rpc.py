@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, cast
 
 import grpc
@@ -112,10 +113,15 @@ def occupied(service: Any, gateway: GatewayProcess) -> Iterator[None]:
     while True:
         # RPCs overtake each other: one that is answered at once came before the long one.
         waiting = service.ModelInfer.future(turns_request(1))
-        wait_until(lambda call=waiting: call.done() or metric(gateway, "gateway_queue_rows", model="busy") == 1)
+        wait_until(partial(_is_settled, waiting, gateway))
         if not waiting.done():
             break
     assert not occupying.done()
     yield
     for call in (occupying, waiting):
         assert call.result().outputs[0].shape == [1, 1]
+
+
+def _is_settled(call: Any, gateway: GatewayProcess) -> bool:
+    """Answered, or waiting in the queue of the model `busy`."""
+    return bool(call.done()) or metric(gateway, "gateway_queue_rows", model="busy") == 1

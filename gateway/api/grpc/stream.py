@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -63,5 +64,7 @@ class AnswerStream:
     async def _answer_one(self, message: Any) -> None:
         answer = await self._answer(message)
         async with self._turn:
-            await self._context.write(answer)
+            # If the client has just left this fails, and the cancellation of the stream is on its way.
+            with suppress(grpc.aio.InternalError):
+                await self._context.write(answer)
         self._room.release()

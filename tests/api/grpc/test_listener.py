@@ -46,7 +46,7 @@ def test_it_is_encrypted_with_the_certificate_of_the_public_port(models: Path, t
 
 def test_a_stop_is_seen_first_and_then_answers_what_is_in_flight(models: Path, tmp_path: Path) -> None:
     with (
-        running(models, tmp_path, ALONE, "--grpc-port", "0", "--drain-seconds", "0.5") as gateway,
+        running(models, tmp_path, ALONE, "--grpc-port", "0", "--drain-seconds", "1.5") as gateway,
         grpc.insecure_channel(address_of(gateway)) as channel,
     ):
         service = stub(channel)

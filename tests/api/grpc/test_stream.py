@@ -115,6 +115,23 @@ class TestClient:
             messages.put(None)
         assert "Traceback" not in rpc_gateway.log
 
+    def test_leaving_in_the_middle_of_an_answer_is_no_error_of_the_gateway(
+        self, address: str, rpc_gateway: GatewayProcess
+    ) -> None:
+        async def leave_early(service: Any) -> None:
+            stream = service.ModelStreamInfer(affine(number, str(number)) for number in range(200))
+            await stream.read()
+            stream.cancel()
+
+        async def scenario() -> None:
+            async with grpc.aio.insecure_channel(address) as channel:
+                await asyncio.gather(*(leave_early(stub(channel)) for _ in range(30)))
+                answers = [answer async for answer in stub(channel).ModelStreamInfer(iter([affine(1, "after")]))]
+                assert [answer.infer_response.id for answer in answers] == ["after"]
+
+        asyncio.run(scenario())
+        assert "Traceback" not in rpc_gateway.log
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
