@@ -15,8 +15,8 @@ from gateway.types import JsonObject
 class ModelRepository(Protocol):
     """Extension `model_repository`."""
 
-    def index(self, *, ready: bool) -> list[JsonObject]:
-        """Every version as `{"name", "version", "state", "reason"}`; with `ready` only those that take requests."""
+    async def index(self, *, only_ready: bool) -> list[JsonObject]:
+        """Every version as `{"name", "version", "state", "reason"}`, or only those that take requests."""
 
     async def load(self, model: str, parameters: Mapping[str, Any]) -> None:
         """Load a model, or load it anew. Raises `GatewayError`."""

@@ -193,7 +193,7 @@ class InferenceService:
     ) -> pb.RepositoryIndexResponse:
         """What the model repository holds, and in which state."""
         repository = _present(self._extensions.repository, "the model repository", message)
-        return ParseDict({"models": repository.index(ready=message.ready)}, pb.RepositoryIndexResponse())
+        return ParseDict({"models": await repository.index(only_ready=message.ready)}, pb.RepositoryIndexResponse())
 
     async def repository_load(
         self, message: pb.RepositoryModelLoadRequest, _context: Context

@@ -31,13 +31,13 @@ class Shelf:
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def index(self, *, ready: bool) -> list[JsonObject]:
+    async def index(self, *, only_ready: bool) -> list[JsonObject]:
         """Two versions, one of them refused."""
         entries = [
             {"name": "a", "version": "1", "state": "READY", "reason": ""},
             {"name": "a", "version": "2", "state": "UNAVAILABLE", "reason": "sha256 is another"},
         ]
-        return entries[:1] if ready else entries
+        return entries[:1] if only_ready else entries
 
     async def load(self, model: str, parameters: Mapping[str, Any]) -> None:
         """Remember it. Raises `NotFound` for any but `a`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import grpc
@@ -19,11 +21,20 @@ from tests.support.running import GatewayProcess, refused_start, running
 from tests.support.waiting import wait_until
 
 ALONE = "--no-collector"
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_port_is_off_unless_it_is_asked_for(models: Path, tmp_path: Path) -> None:
     with running(models, tmp_path, ALONE) as gateway:
         assert "grpc" not in gateway.stdout
+
+
+def test_the_example_of_the_docs_works_when_pasted(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "grpc.md").read_text("utf-8"), re.DOTALL)
+    with running(ROOT / "models", tmp_path, ALONE, "--grpc-port", "0") as gateway:
+        code = example.replace("127.0.0.1:8001", address_of(gateway))
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert re.fullmatch(r"\[[01]\] [\w-]{48}\n", done.stdout)
 
 
 def test_it_is_encrypted_with_the_certificate_of_the_public_port(models: Path, tmp_path: Path) -> None:

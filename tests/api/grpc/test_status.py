@@ -8,6 +8,7 @@ import pytest
 from gateway.api.grpc.status import MAX_DETAIL_BYTES, status_of
 from gateway.errors import (
     DeadlineExceeded,
+    Forbidden,
     GatewayError,
     InferenceFailed,
     InvalidRequest,
@@ -24,6 +25,7 @@ from gateway.errors import (
     ("error", "code"),
     [
         (InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
+        (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
         (NotFound, grpc.StatusCode.NOT_FOUND),
         (PayloadTooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (TooManyRequests, grpc.StatusCode.RESOURCE_EXHAUSTED),
