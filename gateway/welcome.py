@@ -29,12 +29,14 @@ def announce(started: Started) -> None:
     registry = started.gateway.registry
     if started.settings.log_format == "json":
         models = ", ".join(str(version.key) for version in registry)
-        logger.info(
-            "serving %s on %s, ops on %s, device %s", models, started.public_url, started.ops_url, started.device
-        )
+        grpc = f", grpc on {started.grpc_address}" if started.grpc_address is not None else ""
+        urls = f"{started.public_url}{grpc}, ops on {started.ops_url}"
+        logger.info("serving %s on %s, device %s", models, urls, started.device)
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_row("predictions", started.public_url)
+    if started.grpc_address is not None:
+        facts.add_row("grpc", started.grpc_address)
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
     facts.add_row("store", started.store)
     facts.add_row("device", started.device)

@@ -7,6 +7,8 @@ import random
 import secrets
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -20,6 +22,7 @@ from gateway.runtime.registry import Registry
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
+from gateway.serving.inventory import Inventory
 from gateway.serving.request_log import RequestLog
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
@@ -30,6 +33,9 @@ from gateway.state.log_writer import LogWriter
 from gateway.state.route_store import RouteStore
 from gateway.state.stats_store import StatsStore
 from gateway.telemetry.metrics import GatewayMetrics
+
+if TYPE_CHECKING:
+    from gateway.api.grpc.listener import GrpcListener
 
 SNAPSHOT_FILE = "routes.json"
 NONCE_BYTES = 3
@@ -56,6 +62,7 @@ class Gateway:
         watching = Watching(self.registry, StatsStore(store), self.metrics)
         self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
         self._inference = InferenceApi(self.plane, self.routes, feedback, self.metrics, settings.max_body_bytes)
+        self._inventory = Inventory(self.plane, self.routes)
         self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
@@ -69,6 +76,19 @@ class Gateway:
     def public_app(self) -> ASGIApp:
         """For the public port."""
         return public_app(self._inference)
+
+    def grpc_listener(
+        self, address: str, shutdown_timeout: float, tls: tuple[Path, Path] | None = None
+    ) -> GrpcListener:
+        """The gRPC server; its libraries must be there. Raises `StartupError` if the address cannot be had."""
+        # An extra, so imported by those alone who ask for the port.
+        from gateway.api.grpc.listener import GrpcListener  # noqa: PLC0415
+        from gateway.api.grpc.service import InferenceService  # noqa: PLC0415
+
+        service = InferenceService(self.plane, self._inventory, self.metrics)
+        return GrpcListener(
+            service, address, max_message_bytes=self._max_body_bytes, shutdown_timeout=shutdown_timeout, tls=tls
+        )
 
     def ops_app(self) -> ASGIApp:
         """For the ops port."""

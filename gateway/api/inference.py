@@ -14,19 +14,18 @@ from gateway.api.body import read_body
 from gateway.api.door import InferenceDoor, Outcome
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.json_codec import decode_object, refuse_binary
-from gateway.runtime.registry import ModelVersion, Registry
+from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
+from gateway.serving.inventory import SERVER_NAME, Inventory
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
-from gateway.types import JsonObject, TensorSpec
 
 PREDICTION_ID = "Prediction-Id"
 FEEDBACK_BODY_LIMIT = 16 * 1024
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it."""
-PLATFORM = "onnxruntime_onnx"
 
 
 class InferenceApi:
@@ -35,9 +34,8 @@ class InferenceApi:
     def __init__(
         self, plane: DataPlane, routes: RouteTable, feedback: Feedback, metrics: GatewayMetrics, max_body_bytes: int
     ) -> None:
-        self._plane = plane
         self._registry: Registry = plane.registry
-        self._route_table = routes
+        self._inventory = Inventory(plane, routes)
         self._feedback = feedback
         self._max_body_bytes = max_body_bytes
         self.door = InferenceDoor(plane, metrics)
@@ -59,7 +57,7 @@ class InferenceApi:
 
     async def server_metadata(self, _request: Request) -> Response:
         """`GET /v2`: only extensions that work are named."""
-        return json_response({"name": "model-gateway", "version": __version__, "extensions": []})
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": []})
 
     async def live(self, _request: Request) -> Response:
         """`GET /v2/health/live`: the process answers."""
@@ -67,7 +65,7 @@ class InferenceApi:
 
     async def ready(self, _request: Request) -> Response:
         """`GET /v2/health/ready`: every model is loaded, the rules are known, and no shutdown has begun."""
-        problem = self._not_ready()
+        problem = self._inventory.problem()
         if problem is not None:
             return json_response({"ready": False, "error": problem}, Unavailable.status)
         return json_response({"ready": True})
@@ -78,25 +76,16 @@ class InferenceApi:
 
     async def model_metadata(self, request: Request) -> Response:
         """`GET /v2/models/{model}[/versions/{version}]`; without a version, of the one that takes most traffic."""
-        version = self._version(request)
-        return json_response(
-            {
-                "name": version.key.name,
-                "versions": self._registry.versions(version.key.name),
-                "platform": PLATFORM,
-                "inputs": [_tensor_metadata(spec) for spec in version.signature.inputs],
-                "outputs": [_tensor_metadata(spec) for spec in version.signature.outputs],
-            }
-        )
+        return json_response(self._inventory.metadata(*_model_and_version(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that is not loaded."""
-        version = self._version(request)
+        version = self._inventory.version(*_model_and_version(request))
         return json_response({"name": version.key.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
-        model, version = request.path_params["model"], request.path_params.get("version")
+        model, version = _model_and_version(request)
         try:
             refuse_binary(request.headers)
             body = await read_body(request, self._max_body_bytes)
@@ -132,24 +121,6 @@ class InferenceApi:
                 self.door.abandon(call)
             left.cancel()
 
-    def _version(self, request: Request) -> ModelVersion:
-        name, version = request.path_params["model"], request.path_params.get("version")
-        if version is not None:
-            return self._registry.get(name, version)
-        route = self._route_table.get(name)
-        if route is None:
-            return self._registry.latest(name)
-        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
 
-    def _not_ready(self) -> str | None:
-        if self._plane.is_draining:
-            return "the gateway is shutting down"
-        if self._registry.refused:
-            return "not loaded: " + "; ".join(f"{key}: {why}" for key, why in self._registry.refused.items())
-        if not self._route_table.is_known:
-            return "the routes are not known yet: the store has not answered since the start"
-        return None
-
-
-def _tensor_metadata(spec: TensorSpec) -> JsonObject:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+def _model_and_version(request: Request) -> tuple[str, str | None]:
+    return request.path_params["model"], request.path_params.get("version")

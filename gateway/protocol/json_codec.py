@@ -157,10 +157,12 @@ def _numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> A
         wide = np.asarray(array(_ARRAY_CODES[dtype.kind], flat))
     except (TypeError, OverflowError) as error:
         raise _misfit(flat, datatype, path) from error
-    return _narrow(wide, dtype, datatype, path)
+    return narrow(wide, datatype, path)
 
 
-def _narrow(wide: Array, dtype: np.dtype[Any], datatype: str, path: str) -> Array:
+def narrow(wide: Array, datatype: str, path: str) -> Array:
+    """Numbers as the datatype has them. Raises `InvalidRequest` naming the first that does not fit."""
+    dtype = NUMPY_DTYPES[datatype]
     with np.errstate(over="ignore"):
         narrowed = wide.astype(dtype)
     outside = ~np.isfinite(narrowed) if dtype.kind == "f" else narrowed != wide
