@@ -15,6 +15,7 @@ from gateway.api.app import ops_app, public_app
 from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
+from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Registry
 from gateway.serving.dataplane import DataPlane
@@ -56,6 +57,7 @@ class Gateway:
         watching = Watching(self.registry, StatsStore(store), self.metrics)
         self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
         self._inference = InferenceApi(self.plane, self.routes, feedback, self.metrics, settings.max_body_bytes)
+        self._v1 = V1Api(self.plane, self.routes, self._inference.door, settings.max_body_bytes)
         self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
@@ -68,7 +70,7 @@ class Gateway:
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
-        return public_app(self._inference)
+        return public_app(self._inference, self._v1)
 
     def ops_app(self) -> ASGIApp:
         """For the ops port."""

@@ -10,11 +10,12 @@ from gateway.api.admin import AdminApi
 from gateway.api.answers import EXCEPTION_HANDLERS
 from gateway.api.auth import OpsGuard
 from gateway.api.inference import InferenceApi
+from gateway.api.v1 import V1Api
 
 
-def public_app(inference: InferenceApi) -> ASGIApp:
+def public_app(inference: InferenceApi, v1: V1Api) -> ASGIApp:
     """Predictions, metadata, health and labels."""
-    return _application(inference.routes())
+    return _application([*inference.routes(), *v1.routes()])
 
 
 def ops_app(admin: AdminApi, token: str | None, *, metrics_public: bool) -> ASGIApp:

@@ -59,12 +59,14 @@ class DataPlane:
         self._direct_choices: dict[ModelKey, Choice] = {}
         self.is_draining = False
 
-    def submit(self, request: InferenceRequest, reply: Reply) -> Call:
+    def submit(self, request: InferenceRequest, reply: Reply, choice: Choice | None = None) -> Call:
         """Admit a request; `reply` gets its response or a `GatewayError`, once, later.
 
+        `choice` is who answers, where `choose` or `labelled` has said so already.
         Raises a `GatewayError` if the request is refused; nothing was done then and `reply` is not called.
         """
-        choice = self._choose(request)
+        if choice is None:
+            choice = self.choose(request)
         version = choice.version
         limit = version.config.batching.max_request_rows
         if request.fits is version.signature and version.is_batchable:
@@ -99,7 +101,24 @@ class DataPlane:
         self._record(version, batch, calls)
         self._log.offer(version, batch, calls)
 
-    def _choose(self, request: InferenceRequest) -> Choice:
+    def labelled(self, model: str, label: str) -> Choice:
+        """The variant of that name, whatever the route's rules. Raises `NotFound` naming those that there are."""
+        route = self._routes.get(model)
+        if route is None:
+            # Says whether the model is unknown or was refused at load.
+            self.registry.latest(model)
+            raise NotFound(f"model {model!r} has no route")
+        for variant in route.variants:
+            if variant.name == label:
+                return Choice(self.registry.get(model, variant.version), variant.name, route.revision)
+        known = ", ".join(variant.name for variant in route.variants)
+        raise NotFound(f"unknown label {label!r} of model {model!r}; labels, which are the route's variants: {known}")
+
+    def choose(self, request: InferenceRequest) -> Choice:
+        """Who answers a request: the version it names, else whom the route's rules say.
+
+        Raises `NotFound`, or `Unavailable` for what was refused at load.
+        """
         if request.version is not None:
             return self._direct(request.model, request.version)
         route = self._routes.get(request.model)
