@@ -109,7 +109,7 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         LABEL,
     ),
     ("GET", "/v1/models"): Operation("v1Models", "v1", "Names of all models", NAMES),
-    **_v1(V1_MODEL, "", "the version that the route chooses"),
+    **_v1(V1_MODEL, "", "the model"),
     **_v1(V1_MODEL + "/versions/{version}", "Version", "a version"),
     **_v1(V1_MODEL + "/labels/{label}", "Label", "a variant of the route"),
     ("GET", "/openapi.json"): Operation("openapi", "documentation", "This document", {"type": "object"}),
