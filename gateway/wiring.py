@@ -14,9 +14,11 @@ from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
 from gateway.api.app import ops_app, public_app
+from gateway.api.documentation import DocumentationApi
 from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
+from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Registry
 from gateway.serving.dataplane import DataPlane
@@ -63,6 +65,8 @@ class Gateway:
         self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
         self._inference = InferenceApi(self.plane, self.routes, feedback, self.metrics, settings.max_body_bytes)
         self._inventory = Inventory(self.plane, self.routes)
+        self._v1 = V1Api(self.plane, self.routes, self._inference.door, settings.max_body_bytes)
+        self._documentation = DocumentationApi(self.registry, self.routes)
         self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
@@ -75,7 +79,7 @@ class Gateway:
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
-        return public_app(self._inference)
+        return public_app(self._inference, self._v1, self._documentation)
 
     def grpc_listener(
         self, address: str, shutdown_timeout: float, tls: tuple[Path, Path] | None = None

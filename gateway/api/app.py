@@ -9,12 +9,14 @@ from starlette.types import ASGIApp
 from gateway.api.admin import AdminApi
 from gateway.api.answers import EXCEPTION_HANDLERS
 from gateway.api.auth import OpsGuard
+from gateway.api.documentation import DocumentationApi
 from gateway.api.inference import InferenceApi
+from gateway.api.v1 import V1Api
 
 
-def public_app(inference: InferenceApi) -> ASGIApp:
-    """Predictions, metadata, health and labels."""
-    return _application(inference.routes())
+def public_app(inference: InferenceApi, v1: V1Api, documentation: DocumentationApi) -> ASGIApp:
+    """Predictions, metadata, health, labels, and what there is of all that."""
+    return _application([*inference.routes(), *v1.routes(), *documentation.routes()])
 
 
 def ops_app(admin: AdminApi, token: str | None, *, metrics_public: bool) -> ASGIApp:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import __version__
-from gateway.api.answers import JSON_TYPE, json_response
+from gateway.api.answers import json_response
 from gateway.api.body import read_body
-from gateway.api.door import InferenceDoor, Outcome
-from gateway.errors import GatewayError, Unavailable
-from gateway.protocol.json_codec import decode_object, refuse_binary
+from gateway.api.door import Encode, InferenceDoor
+from gateway.api.predicting import predict
+from gateway.errors import Unavailable
+from gateway.protocol.json_codec import decode_object, encode_response, refuse_binary
 from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
@@ -22,10 +21,7 @@ from gateway.serving.inventory import SERVER_NAME, Inventory
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
 
-PREDICTION_ID = "Prediction-Id"
 FEEDBACK_BODY_LIMIT = 16 * 1024
-CLIENT_LEFT = 499
-"""nginx's status for it; nobody reads it."""
 
 
 class InferenceApi:
@@ -72,7 +68,7 @@ class InferenceApi:
 
     async def models(self, _request: Request) -> Response:
         """`GET /v2/models` (KServe)."""
-        return json_response({"models": sorted({*self._registry.names, *(key.name for key in self._registry.refused)})})
+        return json_response({"models": self._registry.all_names})
 
     async def model_metadata(self, request: Request) -> Response:
         """`GET /v2/models/{model}[/versions/{version}]`; without a version, of the one that takes most traffic."""
@@ -86,40 +82,19 @@ class InferenceApi:
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
         model, version = _model_and_version(request)
-        try:
+
+        def submit(body: bytes, call: Call) -> Encode:
             refuse_binary(request.headers)
-            body = await read_body(request, self._max_body_bytes)
-            outcome: Outcome | None = await self._outcome(request, model, version, body)
-        except GatewayError as error:
-            outcome = error
-        if outcome is None:
-            return Response(status_code=CLIENT_LEFT)
-        status, content, prediction_id, retry_after = self.door.answer(model, outcome)
-        headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
-        if retry_after is not None:
-            headers["Retry-After"] = str(retry_after)
-        return Response(content, status, headers, JSON_TYPE)
+            self.door.submit(model, version, body, request.headers, call)
+            return encode_response
+
+        return await predict(request, self.door, self._max_body_bytes, submit)
 
     async def feedback(self, request: Request) -> Response:
         """`POST /v2/feedback`: a label for a prediction id."""
         document = decode_object(await read_body(request, FEEDBACK_BODY_LIMIT))
         is_new = await self._feedback.accept(document)
         return json_response({"accepted": True, "duplicate": not is_new})
-
-    async def _outcome(self, request: Request, model: str, version: str | None, body: bytes) -> Outcome | None:
-        """Submit and wait; None if the client leaves before the outcome."""
-        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        call = Call(answered.set_result)
-        self.door.submit(model, version, body, request.headers, call)
-        left = asyncio.ensure_future(request.receive())
-        try:
-            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-            return answered.result() if answered.done() else None
-        finally:
-            # Also on cancellation: the rows of a caller that is gone are not run.
-            if not answered.done():
-                self.door.abandon(call)
-            left.cancel()
 
 
 def _model_and_version(request: Request) -> tuple[str, str | None]:

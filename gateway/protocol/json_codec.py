@@ -68,12 +68,17 @@ def encode_response(response: InferenceResponse) -> bytes:
 
 
 def _output(spec: TensorSpec, values: Array) -> JsonObject:
+    check_finite(spec, values)
+    data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
+    return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
+
+
+def check_finite(spec: TensorSpec, values: Array) -> None:
+    """Raise `InferenceFailed` for an output that JSON cannot hold."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         value = values.ravel()[position]
         raise InferenceFailed(f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold")
-    data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
-    return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
 
 
 def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
@@ -104,11 +109,11 @@ def decode_tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"{path}.data: expected a list, got {_kind(data)}")
-    flat = _flat(data, shape, f"{path}.data")
+    flat = flat_values(data, shape, f"{path}.data")
     try:
         if datatype == BYTES:
-            return _strings(flat, shape, f"{path}.data")
-        return _numbers(flat, datatype, f"{path}.data", has_bools=has_bools).reshape(shape)
+            return strings(flat, shape, f"{path}.data")
+        return numbers(flat, datatype, f"{path}.data", has_bools=has_bools).reshape(shape)
     except ValueError as error:
         # An extent of 0 lets any other pass, however large.
         raise InvalidRequest(f"{path}.shape: {error}") from error
@@ -123,7 +128,7 @@ def decode_shape(value: Any, path: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _flat(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
+def flat_values(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
     """The elements in row-major order, of data that is flat or nested as the shape says.
 
     One level of lists is opened for each dimension and nothing else is allocated, so that neither deep nesting nor a
@@ -145,7 +150,11 @@ def _flat(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
 _ARRAY_CODES = {"i": "q", "u": "Q", "f": "d"}
 
 
-def _numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
+def numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
+    """The values as a flat array of the datatype. Raises `InvalidRequest` naming the first that is none.
+
+    `has_bools` is False where the body is known to hold neither `true` nor `false`.
+    """
     dtype = NUMPY_DTYPES[datatype]
     if dtype.kind == "b":
         if not set(map(type, flat)) <= {bool}:
@@ -184,7 +193,8 @@ def _misfit(flat: list[Any], datatype: str, path: str) -> InvalidRequest:
     return InvalidRequest(f"{path}[{position}]: {value} does not fit {datatype}")
 
 
-def _strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
+def strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
+    """The values as a BYTES tensor. Raises `InvalidRequest` naming the first that is no string."""
     for position, value in enumerate(flat):
         if not isinstance(value, str):
             raise InvalidRequest(f"{path}[{position}]: expected a BYTES string, got {_kind(value)}")

@@ -60,6 +60,11 @@ class Registry:
         """Models with at least one loaded version."""
         return list(self._versions)
 
+    @property
+    def all_names(self) -> list[str]:
+        """Models with at least one version, loaded or refused; sorted."""
+        return sorted({*self._versions, *(key.name for key in self.refused)})
+
     def add(self, version: ModelVersion) -> None:
         """Make a loaded version available."""
         versions = self._versions.setdefault(version.key.name, {})

@@ -24,12 +24,7 @@ class Inventory:
 
         Raises `NotFound`, or `Unavailable` for one that is there but was refused.
         """
-        if version is not None:
-            return self._registry.get(name, version)
-        route = self._routes.get(name)
-        if route is None:
-            return self._registry.latest(name)
-        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
+        return self._routes.leading(name) if version is None else self._registry.get(name, version)
 
     def metadata(self, name: str, version: str | None) -> JsonObject:
         """The protocol's model metadata. Raises as `version` does."""

@@ -19,7 +19,7 @@ import orjson
 from gateway.errors import InvalidRoute, StoreUnavailable
 from gateway.prediction_id import name_hash
 from gateway.routing import Route, compile_route, default_route
-from gateway.runtime.registry import Registry
+from gateway.runtime.registry import ModelVersion, Registry
 from gateway.state.route_store import RouteStore
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,13 @@ class RouteTable:
     def get(self, name: str) -> Route | None:
         """The route in force, or None for a model that is not loaded."""
         return self._routes.get(name)
+
+    def leading(self, name: str) -> ModelVersion:
+        """The version that takes most of a model's traffic. Raises as `Registry.get` does."""
+        route = self._routes.get(name)
+        if route is None:
+            return self._registry.latest(name)
+        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
 
     def variant_name(self, digest: bytes) -> str:
         """The variant that a prediction id names by its hash; the hash itself if no such variant is remembered."""

@@ -56,7 +56,10 @@ class TestErrors:
         ("method", "path"),
         [
             ("GET", "/"),
-            ("GET", "/v1/models"),
+            ("GET", "/v1"),
+            ("GET", "/v1/models/"),
+            ("GET", "/v1/models/affine:predict/"),
+            ("POST", "/v1/models/a:b:predict"),
             ("GET", "/v2/"),
             ("GET", "/v2/models/"),
             ("POST", "/v2/models/affine/infer/"),

@@ -78,3 +78,18 @@ class TestPressure:
             assert neighbour.result().status_code == 200
         assert metric(gateway, "gateway_rows_total", model="busy") == rows + 1 + 1 + 1
         assert metric(gateway, "gateway_queue_rows", model="busy") == 0
+
+    def test_a_v1_client_that_leaves_while_queued_is_counted_and_its_rows_are_not_run(
+        self, gateway: GatewayProcess
+    ) -> None:
+        left = metric(gateway, "gateway_cancelled_total", model="busy")
+        rows = metric(gateway, "gateway_rows_total", model="busy")
+        body = b'{"instances": [[1], [1], [1]]}'
+        head = b"POST /v1/models/busy:predict HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+        with occupied(gateway, 50_000):
+            with connection(gateway) as leaver:
+                leaver.sendall(head + body)
+                wait_until(lambda: metric(gateway, "gateway_queue_rows", model="busy") == 3)
+            wait_until(lambda: metric(gateway, "gateway_cancelled_total", model="busy") == left + 1)
+            assert metric(gateway, "gateway_queue_rows", model="busy") == 0
+        assert metric(gateway, "gateway_rows_total", model="busy") == rows + 1 + 1
