@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     ops_port: Port = Field(8081, description="Ops port: admin API and /metrics; 0 takes a free one.")
     ops_token: SecretStr | None = Field(None, description="Bearer token for the ops port.")
     metrics_public: bool = Field(False, description="Serve /metrics without the token, for the scraper.")
+    control_public: bool = Field(
+        False, description="Let every client of the public port load and unload models and change the log's level."
+    )
     tls_cert: Path | None = Field(None, description="Certificate chain (PEM) of the public port; with tls_key.")
     tls_key: Path | None = Field(None, description="Private key (PEM) that goes with tls_cert.")
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")

@@ -9,17 +9,19 @@ from starlette.types import ASGIApp
 from gateway.api.admin import AdminApi
 from gateway.api.answers import EXCEPTION_HANDLERS
 from gateway.api.auth import OpsGuard
+from gateway.api.control import ControlApi
+from gateway.api.extensions import ExtensionsApi
 from gateway.api.inference import InferenceApi
 
 
-def public_app(inference: InferenceApi) -> ASGIApp:
-    """Predictions, metadata, health and labels."""
-    return _application(inference.routes())
+def public_app(inference: InferenceApi, extensions: ExtensionsApi, control: ControlApi) -> ASGIApp:
+    """Predictions, metadata, health and labels, and Triton's extensions."""
+    return _application([*extensions.routes(), *inference.routes(), *control.routes()])
 
 
-def ops_app(admin: AdminApi, token: str | None, *, metrics_public: bool) -> ASGIApp:
-    """Routes, verdicts and metrics, behind the guard."""
-    return OpsGuard(_application(admin.routes()), token, metrics_public=metrics_public)
+def ops_app(admin: AdminApi, control: ControlApi, token: str | None, *, metrics_public: bool) -> ASGIApp:
+    """Routes, verdicts, metrics, and what is loaded, behind the guard."""
+    return OpsGuard(_application([*admin.routes(), *control.routes()]), token, metrics_public=metrics_public)
 
 
 def _application(routes: list[Route]) -> Starlette:

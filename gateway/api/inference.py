@@ -14,6 +14,7 @@ from gateway.api.body import read_body
 from gateway.api.door import InferenceDoor, Outcome
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.json_codec import decode_object, refuse_binary
+from gateway.protocol.model_config import PLATFORM
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
@@ -25,20 +26,30 @@ PREDICTION_ID = "Prediction-Id"
 FEEDBACK_BODY_LIMIT = 16 * 1024
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it."""
-PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = ("model_configuration", "parameters", "schedule_policy", "statistics")
+CONTROL_EXTENSIONS = ("logging", "model_repository", "model_repository(unload_dependents)")
+"""Of a public port whose clients may load and unload models."""
 
 
 class InferenceApi:
     """Endpoints over one data plane."""
 
     def __init__(
-        self, plane: DataPlane, routes: RouteTable, feedback: Feedback, metrics: GatewayMetrics, max_body_bytes: int
+        self,
+        plane: DataPlane,
+        routes: RouteTable,
+        feedback: Feedback,
+        metrics: GatewayMetrics,
+        max_body_bytes: int,
+        *,
+        control_public: bool,
     ) -> None:
         self._plane = plane
         self._registry: Registry = plane.registry
         self._route_table = routes
         self._feedback = feedback
         self._max_body_bytes = max_body_bytes
+        self._extensions = EXTENSIONS + CONTROL_EXTENSIONS if control_public else EXTENSIONS
         self.door = InferenceDoor(plane, metrics)
 
     def routes(self) -> list[Route]:
@@ -58,7 +69,7 @@ class InferenceApi:
 
     async def server_metadata(self, _request: Request) -> Response:
         """`GET /v2`: only extensions that work are named."""
-        return json_response({"name": "model-gateway", "version": __version__, "extensions": []})
+        return json_response({"name": "model-gateway", "version": __version__, "extensions": self._extensions})
 
     async def live(self, _request: Request) -> Response:
         """`GET /v2/health/live`: the process answers."""
@@ -132,12 +143,7 @@ class InferenceApi:
 
     def _version(self, request: Request) -> ModelVersion:
         name, version = request.path_params["model"], request.path_params.get("version")
-        if version is not None:
-            return self._registry.get(name, version)
-        route = self._route_table.get(name)
-        if route is None:
-            return self._registry.latest(name)
-        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
+        return self._registry.get(name, version) if version is not None else self._route_table.principal(name)
 
     def _not_ready(self) -> str | None:
         if self._plane.is_draining:

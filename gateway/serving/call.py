@@ -48,6 +48,7 @@ class Call(Work):
         self.enqueued = 0.0
         self.is_cancelled = False
         self.is_queued = False
+        self.schedule = None
         self.request = request
         self.choice = choice
         self.reply = reply
@@ -72,4 +73,6 @@ class Call(Work):
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
+        if not self.is_cancelled and not self.is_answered:
+            self.choice.version.statistics.record_failure(self.enqueued)
         self.answer(error)
