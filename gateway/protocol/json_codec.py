@@ -14,6 +14,7 @@ import orjson
 from gateway.errors import InferenceFailed, InvalidRequest, Unsupported, shown
 from gateway.protocol import row_texts
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.protocol.parameters import check_values
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
 
 BINARY_HEADER = "inference-header-content-length"
@@ -226,6 +227,7 @@ def _parameters(item: JsonObject, path: str) -> JsonObject:
         return {}
     if not isinstance(value, dict):
         raise InvalidRequest(f"{path}: expected an object, got {_kind(value)}")
+    check_values(value, path)
     if value.get("binary_data_output"):
         raise Unsupported(f"{path}: binary tensor data is not supported; leave `binary_data_output` out")
     return value

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.errors import InvalidRequest, Unsupported
+from gateway.errors import InvalidRequest
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES, RAW_DTYPES
 from gateway.protocol.json_codec import narrow
+from gateway.protocol.parameters import check_values
 from gateway.protocol.raw_tensor import check_shape, decode_raw, encode_raw, fill, text_of, unknown_datatype
 from gateway.types import Array, InferenceRequest, InferenceResponse, string_array
 
@@ -42,11 +43,6 @@ CONTENTS = {
 }
 _CARRIERS = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
 """What narrower integers travel as."""
-
-_UNSUPPORTED_PARAMETERS = {
-    "shared_memory_region": "shared memory is not supported; send the tensor in the request",
-    "classification": "classification is not supported; take the scores and sort them",
-}
 
 
 def decode_request(message: pb.ModelInferRequest, headers: Mapping[str, str]) -> InferenceRequest:
@@ -77,13 +73,13 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
     return message
 
 
-def parameters_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def parameters_of(parameters: Mapping[str, Any], path: str = "parameters") -> dict[str, Any]:
     """Parameters of one of several types as plain values. Raises `InvalidRequest` for one without a value."""
     plain = {}
     for name, parameter in parameters.items():
         kind = parameter.WhichOneof("parameter_choice")
         if kind is None:
-            raise InvalidRequest(f"parameters.{name}: expected a value")
+            raise InvalidRequest(f"{path}.{name}: expected a value")
         plain[name] = getattr(parameter, kind)
     return plain
 
@@ -104,7 +100,7 @@ def _inputs(message: pb.ModelInferRequest) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
     for index, tensor in enumerate(message.inputs):
         path = f"inputs[{index}]"
-        _check_parameters(tensor.parameters, path)
+        _check_parameters(tensor.parameters, f"{path}.parameters")
         if not tensor.name:
             raise InvalidRequest(f"{path}.name: expected the name of an input")
         if tensor.name in inputs:
@@ -152,7 +148,7 @@ def _requested_outputs(outputs: Iterable[Any]) -> tuple[str, ...] | None:
     names: list[str] = []
     for index, output in enumerate(outputs):
         path = f"outputs[{index}]"
-        _check_parameters(output.parameters, path)
+        _check_parameters(output.parameters, f"{path}.parameters")
         if output.name in names:
             raise InvalidRequest(f"{path}.name: output {output.name!r} occurs twice")
         names.append(output.name)
@@ -160,7 +156,5 @@ def _requested_outputs(outputs: Iterable[Any]) -> tuple[str, ...] | None:
 
 
 def _check_parameters(parameters: Mapping[str, Any], path: str) -> None:
-    """Parameters of a tensor that would change what is sent or read."""
-    for name, reason in _UNSUPPORTED_PARAMETERS.items():
-        if name in parameters:
-            raise Unsupported(f"{path}.parameters.{name}: {reason}")
+    if parameters:
+        check_values(parameters_of(parameters, path), path)

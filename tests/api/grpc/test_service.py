@@ -286,7 +286,7 @@ class TestRefusals:
 
     def test_what_is_not_implemented_says_so(self, client: InferenceServerClient) -> None:
         for call, reason in (
-            (client.get_system_shared_memory_status, "share a machine"),
+            (client.get_system_shared_memory_status, "shared memory is not supported"),
             (client.get_trace_settings, "TraceSetting is not supported"),
             (lambda: client.get_model_config("affine"), "model configuration"),
             (client.get_inference_statistics, "statistics"),
