@@ -54,6 +54,10 @@ class Work(ABC):
             self.inputs = self.template.decode(self.numbers)
             self.template = None
 
+    def refuse(self, error: GatewayError) -> None:
+        """What was still text when the batch was formed is not what it should be."""
+        self.fail(error)
+
     @abstractmethod
     def fail(self, error: GatewayError) -> None:
         """The rows could not be run, or their answer not be given; nothing to do if it was."""
@@ -100,7 +104,7 @@ def settled(works: list[Work]) -> list[Work]:
         try:
             work.settle()
         except GatewayError as error:
-            work.fail(error)
+            work.refuse(error)
         else:
             readable.append(work)
     return readable
