@@ -25,7 +25,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.lifecycle import stop_signals
-from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
 from gateway.runtime.session import Device, choose_device
 from gateway.settings import ENV_PREFIX, Settings
@@ -132,6 +131,7 @@ class Started:
     gateway: Gateway
     public_url: str
     ops_url: str
+    grpc_address: str | None
     store: str
     device: Device
     settings: Settings
@@ -153,6 +153,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         stack.enter_context(_exclusive(settings.data_dir))
         public_socket = stack.enter_context(_bind("port", settings.host, settings.port))
         ops_socket = stack.enter_context(_bind("ops_port", settings.ops_host, settings.ops_port))
+        grpc_socket = stack.enter_context(_bind_grpc(settings))
         device = choose_device(settings.device)
         folders = scan(settings.models)
         # 2. The store and the collector, each a child if it is ours.
@@ -163,10 +164,9 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         store = connect(redis_url)
         stack.push_async_callback(store.aclose)
         # 3. The models, then the rules about them.
-        gateway = Gateway(settings, store, await _id_key(settings, store))
         executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
-        loader = Loader(device, settings.threads, executor, settings.request_timeout, gateway.plane.finish)
-        loader.load_all(folders, gateway.registry)
+        gateway = Gateway(settings, store, await _id_key(settings, store), device, executor)
+        gateway.loader.load_all(folders, gateway.registry)
         gateway.routes.begin()
         await _first_rules(gateway)
         # 4. What runs beside the requests.
@@ -185,11 +185,15 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         await stack.enter_async_context(ops.running())
         stack.push_async_callback(gateway.registry.close)
         await stack.enter_async_context(public.running())
+        if grpc_socket is not None:
+            rpc = gateway.grpc_listener(_address(grpc_socket), settings.shutdown_timeout, tls)
+            await stack.enter_async_context(rpc.running())
         # What is here now stays until the end: leave it out of every later look.
         gc.collect()
         gc.freeze()
-        public_url = _url(public_socket, "https" if tls else "http")
-        announce(Started(gateway, public_url, _url(ops_socket), redact(redis_url), device, settings))
+        public_url, ops_url = f"http{'s' if tls else ''}://{_address(public_socket)}", f"http://{_address(ops_socket)}"
+        grpc_address = _address(grpc_socket) if grpc_socket is not None else None
+        announce(Started(gateway, public_url, ops_url, grpc_address, redact(redis_url), device, settings))
         await stop.wait()
         # 6. Tell the load balancers, and give them time to look.
         logger.info("stopping")
@@ -303,14 +307,29 @@ def _bind(name: str, host: str, port: int) -> Iterator[socket.socket]:
     except OSError as error:
         raise StartupError(f"{name} {host}:{port}: {error.strerror}") from error
     with sock:
+        option = name.replace("_", "-")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(address)
         except OSError as error:
-            raise StartupError(f"{name} {host}:{port}: {error.strerror}; choose another with --{name}") from error
+            raise StartupError(f"{name} {host}:{port}: {error.strerror}; choose another with --{option}") from error
         yield sock
 
 
-def _url(sock: socket.socket, scheme: str = "http") -> str:
+@contextmanager
+def _bind_grpc(settings: Settings) -> Iterator[socket.socket | None]:
+    """The gRPC port, reserved for its server, which binds it once more by itself; None if it is off."""
+    if settings.grpc_port is None:
+        yield None
+        return
+    if importlib.util.find_spec("grpc") is None or importlib.util.find_spec("tritonclient") is None:
+        raise StartupError(
+            "grpc_port is set and gRPC's libraries are missing: `pip install 'model-gateway[grpc]'`, or leave it unset"
+        )
+    with _bind("grpc_port", settings.host, settings.grpc_port) as sock:
+        yield sock
+
+
+def _address(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

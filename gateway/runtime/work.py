@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from gateway.errors import GatewayError
+from gateway.protocol.parameters import Schedule
 from gateway.types import Array, NumberTemplate
 
 Bucket: TypeAlias = tuple[tuple[int, ...], ...]
@@ -28,6 +29,8 @@ class Work(ABC):
     """Its first row in the batch."""
     bucket: Bucket = ()
     enqueued: float
+    schedule: Schedule | None = None
+    """How it wants to be queued, if it says so."""
     is_cancelled = False
     is_queued = False
 
@@ -50,6 +53,10 @@ class Work(ABC):
         if self.template is not None:
             self.inputs = self.template.decode(self.numbers)
             self.template = None
+
+    def refuse(self, error: GatewayError) -> None:
+        """What was still text when the batch was formed is not what it should be."""
+        self.fail(error)
 
     @abstractmethod
     def fail(self, error: GatewayError) -> None:
@@ -97,7 +104,7 @@ def settled(works: list[Work]) -> list[Work]:
         try:
             work.settle()
         except GatewayError as error:
-            work.fail(error)
+            work.refuse(error)
         else:
             readable.append(work)
     return readable

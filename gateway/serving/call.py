@@ -70,6 +70,12 @@ class Call(Work):
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
+        if not self.is_cancelled and not self.is_answered:
+            self.choice.version.statistics.record_failure(self.enqueued)
+        self.answer(error)
+
+    def refuse(self, error: GatewayError) -> None:
+        """Tell the caller what is wrong with the request: it is refused, as at the door, and counts as no failure."""
         self.answer(error)
 
     def response(self, run: BatchOutputs) -> InferenceResponse:

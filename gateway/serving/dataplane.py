@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SignedIds
+from gateway.protocol.parameters import schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
 from gateway.runtime.registry import ModelVersion, Registry
@@ -70,23 +71,69 @@ class DataPlane:
 
     def admit(self, call: Call, request: InferenceRequest, headers: Mapping[str, str]) -> None:
         """Admit a call that knows its inputs; it is answered or failed once, later. Raises as `submit` does."""
-        call.request = request
-        call.choice = self._choose(request, headers)
-        version = call.choice.version
+        choice = self.choose(request, headers)
+        version = choice.version
+        if request.fits is not version.signature or not version.is_batchable:
+            # The decoder knew another version's signature, or none: the one that proves the fit takes no parameters.
+            self.admit_to(choice, call, request)
+            return
         limit = version.config.batching.max_request_rows
-        if request.fits is version.signature and version.is_batchable:
-            call.rows = request.rows if request.rows <= limit else refuse_rows(request.rows, limit)
-        else:
-            # The decoder knew another version's signature.
-            call.settle()
-            call.rows = check_request(call.inputs, request.outputs, version.signature, limit)
+        call.rows = request.rows if request.rows <= limit else refuse_rows(request.rows, limit)
+        call.request = request
+        call.choice = choice
         version.batcher.submit(call)
+
+    def admit_to(self, choice: Choice, call: Call, request: InferenceRequest) -> None:
+        """Admit a call that `choice` is to answer, as `choose` or `labelled` said. Raises as `submit` does."""
+        version = choice.version
+        call.settle()
+        call.rows = check_request(
+            call.inputs, request.outputs, version.signature, version.config.batching.max_request_rows
+        )
+        if request.parameters:
+            call.schedule = schedule_of(request.parameters)
+        call.request = request
+        call.choice = choice
+        version.batcher.submit(call)
+
+    def choose(self, request: InferenceRequest, headers: Mapping[str, str]) -> Choice:
+        """Who answers a request: the version it names, else whom the route's rules say.
+
+        Raises `NotFound`, or `Unavailable` for what was refused at load.
+        """
+        if request.version is not None:
+            return self._direct(request.model, request.version)
+        route = self._routes.get(request.model)
+        if route is None:
+            self._refuse_unrouted(request.model)
+        known = self._choices.get(request.model)
+        if known is None or known.route is not route:
+            known = self._choices[request.model] = self._choices_of(route)
+        if known.drawn is not None:
+            return known.drawn[bisect_right(route.bounds, self._random())]
+        return known.by_variant[route.choose(headers, str(self._random())).name]
+
+    def labelled(self, model: str, label: str) -> Choice:
+        """The variant of that name, whatever the route's rules. Raises `NotFound` naming those that there are."""
+        route = self._routes.get(model)
+        if route is None:
+            self._refuse_unrouted(model)
+        for variant in route.variants:
+            if variant.name == label:
+                return Choice(self.registry.get(model, variant.version), variant.name, route.revision)
+        known = ", ".join(variant.name for variant in route.variants)
+        raise NotFound(f"unknown label {label!r} of model {model!r}; labels, which are the route's variants: {known}")
 
     def abandon(self, call: Call) -> None:
         """The caller left: what has not run yet is not run for it."""
         if not call.is_cancelled and not call.is_answered:
             call.choice.version.batcher.discard(call)
             self._metrics.version(call.choice.version.key).cancelled += 1
+
+    def forget(self, key: ModelKey) -> None:
+        """The version is no longer loaded: keep nothing of it."""
+        self._choices.pop(key.name, None)
+        self._direct_choices.pop(key, None)
 
     def finish(self, version: ModelVersion, batch: Batch) -> None:
         """Answer every caller of a finished batch that is still there, then record and log the batch."""
@@ -115,20 +162,10 @@ class DataPlane:
             said.append((call.choice.bare_prefix, 0) if summary is None else (call.choice.prefix, summary))
         return self._signer.sign(said, now)
 
-    def _choose(self, request: InferenceRequest, headers: Mapping[str, str]) -> Choice:
-        if request.version is not None:
-            return self._direct(request.model, request.version)
-        route = self._routes.get(request.model)
-        if route is None:
-            # Says whether the model is unknown or was refused at load.
-            self.registry.latest(request.model)
-            raise NotFound(f"model {request.model!r} has no route")
-        known = self._choices.get(request.model)
-        if known is None or known.route is not route:
-            known = self._choices[request.model] = self._choices_of(route)
-        if known.drawn is not None:
-            return known.drawn[bisect_right(route.bounds, self._random())]
-        return known.by_variant[route.choose(headers, str(self._random())).name]
+    def _refuse_unrouted(self, model: str) -> NoReturn:
+        # Says whether the model is unknown or was refused at load.
+        self.registry.latest(model)
+        raise NotFound(f"model {model!r} has no route")
 
     def _choices_of(self, route: Route) -> Choices:
         by_variant = {
@@ -148,9 +185,13 @@ class DataPlane:
     def _record(self, version: ModelVersion, batch: Batch, calls: list[Call]) -> None:
         metrics = self._metrics.version(version.key)
         metrics.batches += 1
-        metrics.rows += len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
+        rows = len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
+        metrics.rows += rows
         metrics.requests.update([call.choice.variant for call in calls])
-        metrics.observe_requests([call.enqueued for call in calls], batch.started, batch.finished)
+        enqueued = [call.enqueued for call in calls]
+        metrics.observe_requests(enqueued, batch.started, batch.finished)
+        queued = len(calls) * batch.started - sum(enqueued)
+        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished)
         metrics.run.observe_one(batch.finished - batch.started)
         metrics.batch_rows.observe_one(batch.rows)
 

@@ -1,0 +1,201 @@
+"""JSON schemas (draft 2020-12) of what a model takes and gives, in both protocols, and bodies to try it with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.protocol.v1_codec import SIGNATURE_NAME
+from gateway.runtime.examples import example_row
+from gateway.runtime.registry import ModelVersion
+from gateway.types import JsonObject, TensorSpec
+
+Schema: TypeAlias = JsonObject
+
+
+class Protocol(NamedTuple):
+    """How one protocol asks for a prediction."""
+
+    name: str
+    request: Callable[[ModelVersion], Schema]
+    response: Callable[[ModelVersion], Schema]
+    examples: Callable[[ModelVersion], dict[str, JsonObject]]
+    """Bodies that work, by what they show."""
+
+
+STRING: Schema = {"type": "string"}
+BASE64: Schema = {
+    "type": "object",
+    "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
+    "required": ["b64"],
+    "additionalProperties": False,
+}
+
+
+def object_of(**properties: Schema) -> Schema:
+    """An object with all of these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def options_of(**properties: Schema) -> Schema:
+    """An object with some of these properties, and no others."""
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def list_of(items: Schema) -> Schema:
+    """A list of any length."""
+    return {"type": "array", "items": items}
+
+
+def any_of(schemas: Iterable[Schema]) -> Schema:
+    """One of several, of which equal ones count once."""
+    distinct: list[Schema] = []
+    for schema in schemas:
+        if schema not in distinct:
+            distinct.append(schema)
+    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+def element(datatype: str) -> Schema:
+    """One value of a tensor."""
+    if datatype == BYTES:
+        return STRING
+    dtype = NUMPY_DTYPES[datatype]
+    if dtype.kind == "b":
+        return {"type": "boolean"}
+    if dtype.kind == "f":
+        return _number(np.finfo(dtype))
+    limits = np.iinfo(dtype)
+    return {"type": "integer", "minimum": int(limits.min), "maximum": int(limits.max)}
+
+
+def v2_request(version: ModelVersion) -> Schema:
+    """Body of `infer`."""
+    tensors = [_tensor(spec) for spec in version.signature.inputs]
+    output = object_of(name={"enum": [spec.name for spec in version.signature.outputs]})
+    schema = object_of(inputs={**list_of(any_of(tensors)), "minItems": len(tensors), "maxItems": len(tensors)})
+    schema["properties"] |= {
+        "id": {"type": ["string", "null"]},
+        "parameters": {"type": ["object", "null"]},
+        "outputs": {"type": ["array", "null"], "items": output},
+    }
+    return schema
+
+
+def v2_response(version: ModelVersion) -> Schema:
+    """Body of its answer."""
+    tensors = [_tensor(spec) for spec in version.signature.outputs]
+    schema = object_of(model_name=STRING, model_version=STRING, outputs=list_of(any_of(tensors)))
+    schema["properties"]["id"] = STRING
+    return schema
+
+
+def v2_examples(version: ModelVersion) -> dict[str, JsonObject]:
+    """One row."""
+    tensors = []
+    for spec in version.signature.inputs:
+        shape, data = example_row(version, spec)
+        tensors.append({"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data})
+    return {"tensors": {"inputs": tensors}}
+
+
+def v1_request(version: ModelVersion) -> Schema:
+    """Body of `:predict`."""
+    inputs, rows = version.signature.inputs, _max_rows(version)
+    values = {
+        spec.name: any_of((STRING, BASE64)) if spec.datatype == BYTES else element(spec.datatype) for spec in inputs
+    }
+    columns = {spec.name: _nested(values[spec.name], spec.shape, rows) for spec in inputs}
+    properties: JsonObject = {"signature_name": {"const": SIGNATURE_NAME}, "inputs": _by_input(columns)}
+    if _has_rows(version):
+        row = _by_input({spec.name: _nested(values[spec.name], spec.shape[1:]) for spec in inputs})
+        properties["instances"] = _nested(row, inputs[0].shape[:1], rows)
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "oneOf": [{"required": [form]} for form in ("instances", "inputs") if form in properties],
+    }
+
+
+def v1_response(version: ModelVersion) -> Schema:
+    """Body of its answer: predictions for instances, outputs for inputs."""
+    outputs = version.signature.outputs
+    forms = []
+    if all(spec.shape for spec in outputs):
+        row = _by_output({spec.name: _nested(element(spec.datatype), spec.shape[1:]) for spec in outputs})
+        forms.append(object_of(predictions=list_of(row)))
+    columns = _by_output({spec.name: _nested(element(spec.datatype), spec.shape) for spec in outputs})
+    return any_of([*forms, object_of(outputs=columns)])
+
+
+def v1_examples(version: ModelVersion) -> dict[str, JsonObject]:
+    """One row as an instance, and as columns."""
+    columns: JsonObject = {}
+    for spec in version.signature.inputs:
+        shape, data = example_row(version, spec)
+        columns[spec.name] = np.array(data, dtype=object).reshape(shape).tolist()
+    if len(columns) == 1:
+        (column,) = columns.values()
+        forms = {"instances": column, "inputs": column}
+    else:
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        forms = {"instances": rows, "inputs": columns}
+    return {form: {form: value} for form, value in forms.items() if form == "inputs" or _has_rows(version)}
+
+
+V2 = Protocol("v2", v2_request, v2_response, v2_examples)
+V1 = Protocol("v1", v1_request, v1_response, v1_examples)
+
+
+def _max_rows(version: ModelVersion) -> int | None:
+    """Most rows of a request, where there are rows."""
+    return version.config.batching.max_request_rows if version.is_batchable else None
+
+
+def _has_rows(version: ModelVersion) -> bool:
+    """Whether the inputs can be given row by row."""
+    extents = {spec.shape[:1] for spec in version.signature.inputs}
+    return len(extents) == 1 and () not in extents
+
+
+def _tensor(spec: TensorSpec) -> Schema:
+    extents = {**list_of({"type": "integer", "minimum": 0}), "minItems": len(spec.shape), "maxItems": len(spec.shape)}
+    data = list_of(any_of((element(spec.datatype), {"type": "array"})))
+    return object_of(
+        name={"const": spec.name},
+        shape={**extents, "description": f"{list(spec.shape)}, where -1 is any extent"},
+        datatype={"const": spec.datatype},
+        data={**data, "description": "In row-major order: flat, or nested as the shape says"},
+    )
+
+
+def _number(limits: np.finfo[Any]) -> Schema:
+    """What rounds to a finite number of the datatype: all that is less than half a step beyond the greatest."""
+    beyond = float(limits.max) + 2.0 ** (limits.maxexp - limits.nmant - 2)
+    return {"type": "number"} | ({"exclusiveMinimum": -beyond, "exclusiveMaximum": beyond} if beyond < math.inf else {})
+
+
+def _nested(value: Schema, shape: tuple[int, ...], rows: int | None = None) -> Schema:
+    """Lists nested as the shape says; `rows` limits the first dimension where it is variable."""
+    if not shape:
+        return value
+    schema = list_of(_nested(value, shape[1:]))
+    if shape[0] != -1:
+        return {**schema, "minItems": shape[0], "maxItems": shape[0]}
+    return schema if rows is None else {**schema, "minItems": 1, "maxItems": rows}
+
+
+def _by_input(values: dict[str, Schema]) -> Schema:
+    """Values by name; of a single input also without the name."""
+    by_name = {**object_of(**values), "additionalProperties": False}
+    return any_of((*values.values(), by_name)) if len(values) == 1 else by_name
+
+
+def _by_output(values: dict[str, Schema]) -> Schema:
+    """Values by name; of a single output always without the name."""
+    return next(iter(values.values())) if len(values) == 1 else object_of(**values)
