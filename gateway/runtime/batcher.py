@@ -1,9 +1,10 @@
 """The dynamic micro-batcher of one model version.
 
-Idle, a request runs at the next turn of the event loop: no timer, no wait. While a run is on, requests pile up, and
-the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows have the same shape
-share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in rows. A request may
-bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it leaves the queue.
+Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
+requests pile up, and the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows
+have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in
+rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it
+leaves the queue.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -65,13 +66,18 @@ class DynamicBatcher:
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
+        max_runs: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch."""
+        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
+
+        At most `max_runs` runs are on threads at once.
+        """
         self._runner = runner
         self._executor = executor
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
+        self._max_runs = max_runs
         self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
@@ -81,7 +87,8 @@ class DynamicBatcher:
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._input_names = [spec.name for spec in runner.signature.inputs]
         self._is_scheduled = False
-        self._running: asyncio.Future[list[Array] | Exception] | None = None
+        self._running = 0
+        """Runs that are on threads now."""
         self._cost = CostModel()
         self._surprises = 0.0
         self._is_closed = False
@@ -158,19 +165,19 @@ class DynamicBatcher:
         work.fail(_too_late(timeout))
 
     def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self._max_batch_rows
+        batches = self.queued_rows / self._max_batch_rows / self._max_runs
         seconds = self._cost.predict(self._max_batch_rows) * batches
         return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
-        if self._running is not None or self._buckets:
+        if self._running or self._buckets:
             self._idle.clear()
             await self._idle.wait()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled and self._running is None:
+        if not self._is_scheduled and self._running < self._max_runs:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
@@ -179,7 +186,9 @@ class DynamicBatcher:
         works = self._take()
         if works:
             self._start(works)
-        else:
+            if self._buckets:
+                self._schedule()
+        elif not self._running:
             self._idle.set()
 
     def _take(self) -> list[Work]:
@@ -230,8 +239,9 @@ class DynamicBatcher:
         if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
             self._finish(works, inputs, started, self._run(inputs, rows))
             return
-        self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
-        self._running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
+        self._running += 1
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
+        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
 
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
         """The outputs, or what the run raised. Learns what it cost, on either thread."""
@@ -257,7 +267,7 @@ class DynamicBatcher:
         started: float,
         future: asyncio.Future[list[Array] | Exception],
     ) -> None:
-        self._running = None
+        self._running -= 1
         self._finish(works, inputs, started, future.result())
 
     def _finish(

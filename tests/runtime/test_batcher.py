@@ -128,6 +128,27 @@ class SometimesSlow:
         return [inputs["x"]]
 
 
+def test_runs_go_side_by_side_up_to_the_limit_and_each_caller_gets_its_own(
+    sessions: Sessions, executor: ThreadPoolExecutor
+) -> None:
+    session = sessions("row_sum")
+    runner = GatedRunner(session)
+    callers = [Caller(matrix(1, 3, seed)) for seed in range(7)]
+
+    async def scenario() -> None:
+        target = batcher(runner, executor, max_batch_rows=2, max_runs=2)
+        with runner.busy():
+            for caller in callers:
+                target.submit(caller)
+            await wait_until_async(lambda: len(runner.batches) == 2)
+            assert target.queued_rows == 3
+        await target.close()
+
+    asyncio.run(scenario())
+    assert sum(runner.batches) == len(callers)
+    assert_each_got_its_own(callers, run_alone(session, callers))
+
+
 def threads_of(executor: ThreadPoolExecutor, milliseconds: list[float]) -> list[bool]:
     """Whether each run was on the loop, of a model that takes so long one run after the other."""
     runner = SometimesSlow()
