@@ -7,6 +7,7 @@ import random
 import secrets
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -21,6 +22,7 @@ from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.request_log import RequestLog
+from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
 from gateway.serving.watching import Watching
@@ -30,6 +32,9 @@ from gateway.state.log_writer import LogWriter
 from gateway.state.route_store import RouteStore
 from gateway.state.stats_store import StatsStore
 from gateway.telemetry.metrics import GatewayMetrics
+
+if TYPE_CHECKING:
+    from gateway.telemetry.tracing import Tracing
 
 SNAPSHOT_FILE = "routes.json"
 NONCE_BYTES = 3
@@ -50,7 +55,14 @@ class Gateway:
         )
         self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)
         signer = IdSigner(id_key, secrets.token_bytes(NONCE_BYTES))
-        self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random=random.random)
+        self.tracing = start_tracing(settings, self.metrics)
+        traces = None
+        if self.tracing is not None:
+            scheme = "http" if settings.tls_cert is None else "https"
+            traces = RequestTraces(self.tracing, rate=settings.trace_rate, scheme=scheme, random=random.random)
+        self.plane = DataPlane(
+            self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
+        )
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
@@ -73,3 +85,13 @@ class Gateway:
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._token, metrics_public=self._metrics_public)
+
+
+def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:
+    """The way to the collector, if there is one. Raises `StartupError` if the environment contradicts the settings."""
+    if settings.otlp_endpoint is None:
+        return None
+    # The OpenTelemetry SDK takes a quarter of a second to import, and only those who trace need it.
+    from gateway.telemetry.tracing import Tracing  # noqa: PLC0415
+
+    return Tracing(settings.otlp_endpoint, metrics)

@@ -11,7 +11,7 @@ from starlette.routing import Route
 from gateway import __version__
 from gateway.api.answers import JSON_TYPE, json_response
 from gateway.api.body import read_body
-from gateway.api.door import InferenceDoor, Outcome
+from gateway.api.door import Answer, InferenceDoor
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.json_codec import decode_object, refuse_binary
 from gateway.runtime.registry import ModelVersion, Registry
@@ -20,6 +20,7 @@ from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
+from gateway.telemetry.trace_context import TRACEPARENT
 from gateway.types import JsonObject, TensorSpec
 
 PREDICTION_ID = "Prediction-Id"
@@ -96,16 +97,21 @@ class InferenceApi:
 
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
-        model, version = request.path_params["model"], request.path_params.get("version")
+        target = model, version = request.path_params["model"], request.path_params.get("version")
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        # Written at once: whether that went well belongs to the trace, which is made when the batch is recorded.
+        call = Call(lambda outcome: answered.set_result(self.door.answer(model, outcome, call)))
+        call.target = target
+        call.traceparent = request.headers.get(TRACEPARENT, "")
         try:
             refuse_binary(request.headers)
             body = await read_body(request, self._max_body_bytes)
-            outcome: Outcome | None = await self._outcome(request, model, version, body)
+            self.door.submit(model, version, body, request.headers, call)
         except GatewayError as error:
-            outcome = error
-        if outcome is None:
+            answered.set_result(self.door.answer(model, error, call))
+        if not await self._is_answered(answered, request, call):
             return Response(status_code=CLIENT_LEFT)
-        status, content, prediction_id, retry_after = self.door.answer(model, outcome)
+        status, content, prediction_id, retry_after = answered.result()
         headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
         if retry_after is not None:
             headers["Retry-After"] = str(retry_after)
@@ -117,15 +123,14 @@ class InferenceApi:
         is_new = await self._feedback.accept(document)
         return json_response({"accepted": True, "duplicate": not is_new})
 
-    async def _outcome(self, request: Request, model: str, version: str | None, body: bytes) -> Outcome | None:
-        """Submit and wait; None if the client leaves before the outcome."""
-        answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        call = Call(answered.set_result)
-        self.door.submit(model, version, body, request.headers, call)
+    async def _is_answered(self, answered: asyncio.Future[Answer], request: Request, call: Call) -> bool:
+        """Wait for the answer; False if the client leaves before it."""
+        if answered.done():
+            return True
         left = asyncio.ensure_future(request.receive())
         try:
             await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-            return answered.result() if answered.done() else None
+            return answered.done()
         finally:
             # Also on cancellation: the rows of a caller that is gone are not run.
             if not answered.done():

@@ -27,7 +27,8 @@ class Work(ABC):
     start = 0
     """Its first row in the batch."""
     bucket: Bucket = ()
-    enqueued: float
+    enqueued = 0.0
+    """Monotonic seconds; 0 until it is."""
     is_cancelled = False
     is_queued = False
 

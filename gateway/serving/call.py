@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner, SummaryKind
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Work
 from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, Signature
+
+if TYPE_CHECKING:
+    from gateway.serving.request_traces import RequestTraces
 
 Reply: TypeAlias = Callable[[InferenceResponse | GatewayError], None]
 """Called exactly once on the event loop, unless the call is cancelled."""
@@ -22,12 +25,15 @@ DIRECT = ""
 class Choice:
     """Who answers a request: made once for each variant in force, and for each version asked for by number."""
 
-    __slots__ = ("bare_prefix", "prefix", "revision", "variant", "version")
+    __slots__ = ("bare_prefix", "prefix", "revision", "traces", "variant", "version")
 
-    def __init__(self, version: ModelVersion, variant: str = DIRECT, revision: int = 0) -> None:
+    def __init__(
+        self, version: ModelVersion, variant: str = DIRECT, revision: int = 0, traces: RequestTraces | None = None
+    ) -> None:
         self.version = version
         self.variant = variant
         self.revision = revision
+        self.traces = traces
         key = version.key
         kind = version.answers.kind if version.answers is not None else SummaryKind.NONE
         self.prefix = IdSigner.prefix(key.name, revision, variant, key.version, kind)
@@ -43,6 +49,14 @@ class Call(Work):
     prediction_id: bytes
     """ASCII, as it is sent."""
     is_answered = False
+    target: tuple[str, str | None] | None = None
+    """Model and version in the path of the infer endpoint that it came through; None if it came another way."""
+    traceparent = ""
+    """What the client sent under this name; not looked at unless requests are traced."""
+    trace_id: str | None = None
+    """Of a traced request, in hex; empty if it failed untraced."""
+    error: GatewayError | None = None
+    """Why an answer that was there could not be written."""
 
     def __init__(self, reply: Reply) -> None:
         """The data plane fills in the rest when it admits the call."""
@@ -70,6 +84,9 @@ class Call(Work):
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
+        traces = self.choice.traces
+        if traces is not None and not self.is_cancelled and not self.is_answered:
+            traces.failed(self, self.choice.version.key.name, error)
         self.answer(error)
 
     def response(self, run: BatchOutputs) -> InferenceResponse:
