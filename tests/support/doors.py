@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
@@ -31,9 +32,9 @@ class Doors:
 
 
 @asynccontextmanager
-async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096) -> AsyncIterator[Doors]:
+async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096, **options: Any) -> AsyncIterator[Doors]:
     """Both doors open, without a store: routes are the default ones and nothing is logged."""
-    settings = load_settings({"data_dir": folder, "max_body_bytes": max_body_bytes, "sample_rate": 0.0})
+    settings = load_settings({"data_dir": folder, "max_body_bytes": max_body_bytes, "sample_rate": 0.0, **options})
     gateway = Gateway(settings, connect(NOWHERE), b"a key for this test alone")
     with ThreadPoolExecutor(2) as executor, socket.socket() as first, socket.socket() as second:
         Loader("cpu", 1, executor, 30.0, gateway.plane.finish).load_all(scan(models), gateway.registry)
@@ -47,6 +48,8 @@ async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096) -> A
             await wait_until_async(lambda: fast.started and slow.started)
             yield Doors(gateway, ports[0], ports[1], fast)
             await gateway.registry.close()
+        if gateway.tracing is not None:
+            await gateway.tracing.close()
 
 
 @dataclass(frozen=True)
