@@ -11,7 +11,7 @@ from starlette.routing import Route
 from gateway import __version__
 from gateway.api.answers import JSON_TYPE, json_response
 from gateway.api.body import read_body
-from gateway.api.door import Answer, InferenceDoor
+from gateway.api.door import Answer, InferenceDoor, Outcome
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.json_codec import decode_object, refuse_binary
 from gateway.runtime.registry import ModelVersion, Registry
@@ -28,6 +28,26 @@ FEEDBACK_BODY_LIMIT = 16 * 1024
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it."""
 PLATFORM = "onnxruntime_onnx"
+
+
+class AwaitedCall(Call):
+    """A request whose answer an endpoint waits for.
+
+    The answer is written at once: whether that can be done belongs to the trace, which is made with the batch's record.
+    """
+
+    def __init__(self, door: InferenceDoor, target: tuple[str, str | None]) -> None:
+        self._door = door
+        self.target: tuple[str, str | None] = target
+        self.written: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    def answer(self, outcome: Outcome) -> None:
+        """Turn the outcome into an answer, once."""
+        if not self.is_cancelled and not self.is_answered:
+            # Whoever calls this can still answer with an error if it raises.
+            answer = self._door.answer(self.target[0], outcome, self)
+            self.is_answered = True
+            self.written.set_result(answer)
 
 
 class InferenceApi:
@@ -97,21 +117,18 @@ class InferenceApi:
 
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
-        target = model, version = request.path_params["model"], request.path_params.get("version")
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        # Written at once: whether that went well belongs to the trace, which is made when the batch is recorded.
-        call = Call(lambda outcome: answered.set_result(self.door.answer(model, outcome, call)))
-        call.target = target
+        model, version = request.path_params["model"], request.path_params.get("version")
+        call = AwaitedCall(self.door, (model, version))
         call.traceparent = request.headers.get(TRACEPARENT, "")
         try:
             refuse_binary(request.headers)
             body = await read_body(request, self._max_body_bytes)
             self.door.submit(model, version, body, request.headers, call)
         except GatewayError as error:
-            answered.set_result(self.door.answer(model, error, call))
-        if not await self._is_answered(answered, request, call):
+            call.answer(error)
+        if not await self._is_answered(call, request):
             return Response(status_code=CLIENT_LEFT)
-        status, content, prediction_id, retry_after = answered.result()
+        status, content, prediction_id, retry_after = call.written.result()
         headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
         if retry_after is not None:
             headers["Retry-After"] = str(retry_after)
@@ -123,18 +140,17 @@ class InferenceApi:
         is_new = await self._feedback.accept(document)
         return json_response({"accepted": True, "duplicate": not is_new})
 
-    async def _is_answered(self, answered: asyncio.Future[Answer], request: Request, call: Call) -> bool:
+    async def _is_answered(self, call: AwaitedCall, request: Request) -> bool:
         """Wait for the answer; False if the client leaves before it."""
-        if answered.done():
+        if call.is_answered:
             return True
         left = asyncio.ensure_future(request.receive())
         try:
-            await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-            return answered.done()
+            await asyncio.wait((call.written, left), return_when=asyncio.FIRST_COMPLETED)
+            return call.is_answered
         finally:
-            # Also on cancellation: the rows of a caller that is gone are not run.
-            if not answered.done():
-                self.door.abandon(call)
+            # Also on cancellation: the rows of a caller that is gone are not run. Does nothing once it is answered.
+            self.door.abandon(call)
             left.cancel()
 
     def _version(self, request: Request) -> ModelVersion:

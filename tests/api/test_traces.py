@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.serving.call import Call
 from gateway.telemetry import tracing as tracing_module
 from tests.support.doors import Doors, two_doors
 from tests.support.onnx_models import affine, busy, logarithm, lookup, write_version
 from tests.support.otlp import Collector, SeenSpan, collecting
 from tests.support.requests import AFFINE, inputs, tensor, turns
+from tests.support.waiting import wait_until_async
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{SPAN}-01"}
@@ -232,6 +235,23 @@ def test_a_full_queue_is_traced(spans_of: Callable[..., list[SeenSpan]]) -> None
     assert len(found) == 6
     refused = [span for span in found if span.attributes["http.response.status_code"] == 429]
     assert {span.attributes["error.type"] for span in refused} == {"queue_full"}
+
+
+def test_a_request_leaves_no_cycles_behind_for_the_garbage_collector(folder: Path, tmp_path: Path, door: str) -> None:
+    async def scenario() -> None:
+        async with traced(folder, tmp_path, door, 1.0) as gateway:
+            await gateway.post(INFER, headers=SAMPLED)
+            gc.collect()
+            gc.disable()
+            try:
+                for headers in (SAMPLED, UNSAMPLED, {}):
+                    assert (await gateway.post(INFER, headers=headers)).status_code == 200
+                # The endpoint's task is over a turn after the client has its answer.
+                await wait_until_async(lambda: not [found for found in gc.get_objects() if isinstance(found, Call)])
+            finally:
+                gc.enable()
+
+    asyncio.run(scenario())
 
 
 def test_a_collector_that_is_down_disturbs_nobody(
