@@ -47,13 +47,15 @@ class InferenceDoor:
         """Nobody waits for the answer any more."""
         self._plane.abandon(call)
 
-    def answer(self, model: str, outcome: Outcome, encode: Encode = encode_response) -> Answer:
+    def answer(self, model: str, outcome: Outcome, call: Call, encode: Encode = encode_response) -> Answer:
         """The answer to what `submit` raised or the call got; counts errors."""
         if isinstance(outcome, InferenceResponse):
             try:
                 return 200, encode(outcome), outcome.prediction_id, None
             except GatewayError as error:
-                outcome = error
+                outcome = call.error = error
+        elif self._plane.traces is not None:
+            self._plane.traces.failed(call, model, outcome)
         self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)
         retry_after = None if outcome.retry_after is None else max(1, math.ceil(outcome.retry_after))
         return outcome.status, orjson.dumps({"error": outcome.message}), "", retry_after

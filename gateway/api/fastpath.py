@@ -26,6 +26,7 @@ from gateway.api.door import Answer, InferenceDoor
 from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
 from gateway.api.slot import Slot
 from gateway.errors import GatewayError
+from gateway.telemetry.trace_context import TRACEPARENT
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ MAX_IN_FLIGHT = 128
 """Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
 UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
+TRACE_HEADER = TRACEPARENT.encode()
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect", TRACE_HEADER}
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
 OK = 200
@@ -79,6 +81,7 @@ class FastProtocol(HttpToolsProtocol):
         """What came in one piece with the first byte of the request."""
         self._length: int | None = None
         """Of the body, if the head announces it."""
+        self._traceparent = ""
         self._body: list[bytes] = []
         self._size = 0
 
@@ -106,7 +109,7 @@ class FastProtocol(HttpToolsProtocol):
             end = data.find(HEAD_END)
             head = self._share.heads.get(data[:end])
             if head is not None and len(data) == end + 4 + head.length and not self._slow_is_pending():
-                self._admit(head.target, head.fields, data[end + 4 :], is_last=False)
+                self._admit(Slot(self, head.target, is_last=False), head.fields, data[end + 4 :])
                 return
             self._start = data
         super().data_received(data)
@@ -150,6 +153,7 @@ class FastProtocol(HttpToolsProtocol):
         self._is_unusual = False
         self._is_between = False
         self._length = None
+        self._traceparent = ""
         self._target = None
 
     def on_url(self, url: bytes) -> None:
@@ -182,7 +186,7 @@ class FastProtocol(HttpToolsProtocol):
             return
         self._size += len(body)
         if self._size > self._max_body_bytes:
-            self._refuse_body()
+            self._refuse_body(self._target)
         else:
             self._body.append(body)
 
@@ -202,20 +206,22 @@ class FastProtocol(HttpToolsProtocol):
         is_last = not self.parser.should_keep_alive()
         if not is_last and not self.expect_100_continue:
             self._remember(target, body)
-        self._admit(target, self.headers, body, is_last=is_last)
+        slot = Slot(self, target, is_last)
+        slot.traceparent = self._traceparent
+        self._admit(slot, self.headers, body)
 
     def _remember(self, target: Target, body: bytes) -> None:
         """Spare the parser this head from now on, if the request came in one piece and nothing else with it."""
         raw, end, rest = self._start.partition(HEAD_END)
         self._start = b""
-        if end and rest == body and len(body) == self._length:
+        # A client that stamps its requests stamps each anew, so its heads do not come again.
+        if end and rest == body and len(body) == self._length and not self._traceparent:
             self._share.learn(raw, Head(target, self.headers, len(body)))
 
-    def _admit(self, target: Target, fields: list[tuple[bytes, bytes]], body: bytes, *, is_last: bool) -> None:
+    def _admit(self, slot: Slot, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
         """Decode and admit a request, and go on reading."""
-        model, version = target
+        model, version = slot.target
         slots = self.slots
-        slot = Slot(self, model, is_last)
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields
@@ -265,12 +271,13 @@ class FastProtocol(HttpToolsProtocol):
             self._running = cycle
             super()._start_asgi_task(cycle, app)
 
-    def _refuse_body(self) -> None:
+    def _refuse_body(self, target: Target) -> None:
         """A chunked body, whose size was not known before, is too large: answer at once, and read over the rest."""
         if not self._is_refused:
             self._is_refused = True
             self._body = []
-            slot = Slot(self, "", not self.parser.should_keep_alive())
+            slot = Slot(self, target, not self.parser.should_keep_alive())
+            slot.traceparent = self._traceparent
             self.slots.append(slot)
             slot.answer(too_large(self._max_body_bytes))
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:
@@ -283,6 +290,9 @@ class FastProtocol(HttpToolsProtocol):
             self._is_unusual |= self._length > self._max_body_bytes
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
+        elif name == TRACE_HEADER:
+            # Of several the first counts, as for Starlette.
+            self._traceparent = self._traceparent or value.decode("latin-1")
         else:
             self._is_unusual = True
 

@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from gateway.serving.call import Endpoint
+
 TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
+INFER_ROUTE = "/v2/models/{model}/infer"
+VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 MAX_TARGETS = 4096
 """Request targets remembered, so that each is matched once."""
 
@@ -20,6 +24,12 @@ class Target(NamedTuple):
 
     model: str
     version: str | None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The infer endpoint that it names."""
+        route = INFER_ROUTE if self.version is None else VERSION_ROUTE
+        return Endpoint(route, route.format(model=self.model, version=self.version))
 
 
 class RequestHeaders(Mapping[str, str]):
