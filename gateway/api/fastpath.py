@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from http import HTTPStatus
 from typing import Any
 
 from uvicorn.config import Config
@@ -22,23 +21,27 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.api.body import too_large
-from gateway.api.door import Answer, InferenceDoor
+from gateway.api.compression import accepted_encoding
+from gateway.api.door import Answer, Body, InferenceDoor
+from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over
 from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
-from gateway.api.slot import OK, Slot
+from gateway.api.slot import CompressingSlot, Slot
+from gateway.api.wire import OK_ANSWER, head_of, write_all
 from gateway.errors import GatewayError
+from gateway.protocol.binary_codec import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 128
 """Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
-UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
+BINARY_FIELD = BINARY_HEADER.encode()
+UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect"}
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD}
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
-OK_ANSWER = b"%b%b\r\ncontent-length: %d\r\n\r\n%b"
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -66,7 +69,7 @@ class FastProtocol(HttpToolsProtocol):
         self._is_stopping = False
         self._malformed: str | None = None
         self._running: RequestResponseCycle | None = None
-        self._last_data = 0.0
+        self.last_data = 0.0
         self._is_between = True
         """The parser has read whole requests and nothing of the next."""
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -78,6 +81,9 @@ class FastProtocol(HttpToolsProtocol):
         """What came in one piece with the first byte of the request."""
         self._length: int | None = None
         """Of the body, if the head announces it."""
+        self._announced: str | None = None
+        self._coding: str | None = None
+        """Both as `Head` has them."""
         self._body: list[bytes] = []
         self._size = 0
 
@@ -86,7 +92,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         super().connection_made(transport)
-        self._last_data = self.loop.time()
+        self.last_data = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -100,13 +106,18 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which calls back below, unless it has read these very bytes before."""
-        self._last_data = self.loop.time()
+        self.last_data = self.loop.time()
         if self._is_between and not self._is_stopping:
             end = data.find(HEAD_END)
             head = self._share.heads.get(data[:end])
-            if head is not None and len(data) == end + 4 + head.length and not self._slow_is_pending():
-                self._admit(head.target, head.fields, data[end + 4 :], is_last=False)
-                return
+            if head is not None and not self._slow_is_pending():
+                missing = end + 4 + head.length - len(data)
+                if missing == 0:
+                    self._admit(head, data[end + 4 :], is_last=False)
+                    return
+                if missing >= LARGE_BODY_BYTES and head.announced is not None:
+                    self._receive(head, memoryview(data)[end + 4 :])
+                    return
             self._start = data
         super().data_received(data)
 
@@ -133,7 +144,7 @@ class FastProtocol(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         """One timer a connection, moved on when it fires, instead of one set and cancelled for each request."""
         is_busy = bool(self.slots) or self._slow_is_pending()
-        idle_for = 0.0 if is_busy else self.loop.time() - self._last_data
+        idle_for = 0.0 if is_busy else self.loop.time() - self.last_data
         if idle_for >= self.timeout_keep_alive:
             self.transport.close()
         else:
@@ -149,6 +160,8 @@ class FastProtocol(HttpToolsProtocol):
         self._is_unusual = False
         self._is_between = False
         self._length = None
+        self._announced = None
+        self._coding = None
         self._target = None
 
     def on_url(self, url: bytes) -> None:
@@ -199,27 +212,43 @@ class FastProtocol(HttpToolsProtocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         is_last = not self.parser.should_keep_alive()
+        head = Head(target, self.headers, len(body), self._announced, self._coding)
         if not is_last and not self.expect_100_continue:
-            self._remember(target, body)
-        self._admit(target, self.headers, body, is_last=is_last)
+            self._remember(head, body)
+        self._admit(head, body, is_last=is_last)
 
-    def _remember(self, target: Target, body: bytes) -> None:
-        """Spare the parser this head from now on, if the request came in one piece and nothing else with it."""
+    def _remember(self, head: Head, body: bytes) -> None:
+        """Spare the parser this head from now on, if it came in one piece."""
         raw, end, rest = self._start.partition(HEAD_END)
         self._start = b""
-        if end and rest == body and len(body) == self._length:
-            self._share.learn(raw, Head(target, self.headers, len(body)))
+        # Behind the first empty line of a request that begins with its verb is its body.
+        if end and raw.startswith(b"POST") and body.startswith(rest) and len(body) == self._length:
+            self._share.learn(raw, head)
 
-    def _admit(self, target: Target, fields: list[tuple[bytes, bytes]], body: bytes, *, is_last: bool) -> None:
+    def _receive(self, head: Head, start: memoryview) -> None:
+        """Let the rest of a large body come without the parser, which has not seen the head either."""
+        self._target = head.target
+        self._is_between = False
+        hand_over(self, LargeBody(self, head, start))
+
+    def on_large_body(self, head: Head, body: memoryview) -> None:
+        """The request is whole: read on as before."""
+        hand_over(self, self)
+        self._target = None
+        self._is_between = True
+        self._admit(head, body, is_last=False)
+
+    def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""
+        target, fields, _, announced, coding = head
         model, version = target
         slots = self.slots
-        slot = Slot(self, model, is_last)
+        slot = Slot(self, model, is_last) if coding is None else CompressingSlot(self, model, is_last, coding)
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields
         try:
-            self.door.submit(model, version, body, headers, slot)
+            self.door.submit(model, version, body, headers, slot, announced)
         except GatewayError as error:
             slot.answer(error)
         except Exception:
@@ -282,6 +311,11 @@ class FastProtocol(HttpToolsProtocol):
             self._is_unusual |= self._length > self._max_body_bytes
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
+        elif name == b"accept-encoding":
+            self._coding = accepted_encoding(value.decode("latin-1"))
+        elif name == BINARY_FIELD:
+            # Of several the first counts, as it does for Starlette.
+            self._announced = self._announced if self._announced is not None else value.decode("latin-1")
         else:
             self._is_unusual = True
 
@@ -319,7 +353,8 @@ class FastProtocol(HttpToolsProtocol):
     def send(self, slot: Slot, answer: Answer) -> None:
         """Send an answer as soon as its turn comes."""
         slot.sent = answer
-        if self.slots[0] is slot:
+        # A client that left while its answer was compressed has none waiting.
+        if self.slots and self.slots[0] is slot:
             self._flush()
 
     def _flush(self) -> None:
@@ -330,11 +365,15 @@ class FastProtocol(HttpToolsProtocol):
         while slots and not is_last and (answer := slots[0].sent) is not None:
             slot = slots.popleft()
             is_last = slot.is_last or (self._is_stopping and self._is_done())
-            parts.append(self._encode(answer, is_last=is_last))
-        self.server_state.total_requests += len(parts)
+            if answer.is_common and not is_last:
+                head = self._share.ok_head(self.server_state.default_headers)
+                parts.append(OK_ANSWER % (head, answer.prediction_id.encode(), len(answer.body), answer.body))
+            else:
+                parts += (head_of(answer, self.server_state.default_headers, is_last=is_last), answer.body)
+            self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        write_all(self.transport, parts)
         if is_last:
             self.transport.close()
         elif not slots:
@@ -355,14 +394,3 @@ class FastProtocol(HttpToolsProtocol):
             self._answer_malformed()
         elif not self.flow.write_paused:
             self.flow.resume_reading()
-
-    def _encode(self, answer: Answer, *, is_last: bool) -> bytes:
-        status, body, prediction_id, retry_after = answer
-        close = b"\r\nconnection: close" if is_last else b""
-        if status == OK:
-            head = self._share.ok_head(self.server_state.default_headers)
-            return OK_ANSWER % (head, prediction_id.encode() + close, len(body), body)
-        line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json".encode()
-        fields = b"".join(b"\r\n" + name + b": " + value for name, value in self.server_state.default_headers)
-        wait = b"\r\nretry-after: %d" % retry_after if retry_after is not None else b""
-        return b"%b%b%b%b\r\ncontent-length: %d\r\n\r\n%b" % (line, fields, wait, close, len(body), body)

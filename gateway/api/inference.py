@@ -12,7 +12,8 @@ from gateway.api.body import read_body
 from gateway.api.door import Encode, InferenceDoor
 from gateway.api.predicting import predict
 from gateway.errors import Unavailable
-from gateway.protocol.json_codec import decode_object, encode_response, refuse_binary
+from gateway.protocol.binary_codec import BINARY_HEADER, encode_response
+from gateway.protocol.json_codec import decode_object
 from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
@@ -22,6 +23,7 @@ from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
 
 FEEDBACK_BODY_LIMIT = 16 * 1024
+EXTENSIONS = ("binary_tensor_data", "classification")
 
 
 class InferenceApi:
@@ -53,7 +55,7 @@ class InferenceApi:
 
     async def server_metadata(self, _request: Request) -> Response:
         """`GET /v2`: only extensions that work are named."""
-        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": []})
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
 
     async def live(self, _request: Request) -> Response:
         """`GET /v2/health/live`: the process answers."""
@@ -84,8 +86,7 @@ class InferenceApi:
         model, version = _model_and_version(request)
 
         def submit(body: bytes, call: Call) -> Encode:
-            refuse_binary(request.headers)
-            self.door.submit(model, version, body, request.headers, call)
+            self.door.submit(model, version, body, request.headers, call, request.headers.get(BINARY_HEADER))
             return encode_response
 
         return await predict(request, self.door, self._max_body_bytes, submit)

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from gateway.api.answers import JSON_TYPE
 from gateway.api.body import read_body
-from gateway.api.door import Answer, Encode, InferenceDoor, Outcome
+from gateway.api.compression import accepted_encoding, content_encoding, decompress
+from gateway.api.door import Answer, Encode, InferenceDoor, Outcome, compressed, is_worth_compressing
 from gateway.errors import GatewayError
 from gateway.serving.call import Call
 
@@ -29,12 +30,23 @@ async def predict(request: Request, door: InferenceDoor, max_body_bytes: int, su
     answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     call = Call(answered.set_result)
     try:
-        encode = submit(await read_body(request, max_body_bytes), call)
+        encode = submit(await _content(request, max_body_bytes), call)
     except GatewayError as error:
         return _response(door.answer(model, error))
     if not await _is_answered(answered, request, door, call):
         return Response(status_code=CLIENT_LEFT)
-    return _response(door.answer(model, answered.result(), encode))
+    answer = door.answer(model, answered.result(), encode)
+    coding = accepted_encoding(request.headers.get("accept-encoding", ""))
+    if coding is not None and is_worth_compressing(answer.body):
+        answer = await asyncio.to_thread(compressed, answer, coding)
+    return _response(answer)
+
+
+async def _content(request: Request, limit: int) -> bytes:
+    """The body as it was before it was compressed, if it was. `limit` holds before and after."""
+    coding = content_encoding(request.headers.get("content-encoding"))
+    body = await read_body(request, limit)
+    return body if coding is None else await asyncio.to_thread(decompress, body, coding, limit)
 
 
 async def _is_answered(answered: asyncio.Future[Outcome], request: Request, door: InferenceDoor, call: Call) -> bool:
@@ -51,8 +63,7 @@ async def _is_answered(answered: asyncio.Future[Outcome], request: Request, door
 
 
 def _response(answer: Answer) -> Response:
-    status, content, prediction_id, retry_after = answer
-    headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
-    if retry_after is not None:
-        headers["Retry-After"] = str(retry_after)
-    return Response(content, status, headers, JSON_TYPE)
+    headers = {"content-type": JSON_TYPE, **dict(answer.fields)}
+    if answer.prediction_id:
+        headers[PREDICTION_ID] = answer.prediction_id
+    return Response(answer.body, answer.status, headers)

@@ -54,6 +54,10 @@ class Head(NamedTuple):
     fields: list[tuple[bytes, bytes]]
     length: int
     """Of the body, as the head announces it."""
+    announced: str | None
+    """How much of that is JSON, as the head has it; None where all is."""
+    coding: str | None
+    """In which the client would rather have a long answer."""
 
 
 class ServerShare:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.api.door import Answer, Outcome
+from gateway.api.door import Answer, Outcome, compressed, is_worth_compressing
 from gateway.protocol.row_texts import row_bodies
 from gateway.serving.call import Call
 from gateway.types import BatchOutputs
@@ -31,7 +31,8 @@ class Slot(Call):
         """The common answer, which was written with those of the whole run."""
         request = self.request
         bodies = run.bodies if run.bodies is not None else row_bodies(run, self.choice.version.key)
-        if not bodies or self.rows != 1 or request.id is not None or request.outputs is not None or self.is_cancelled:
+        is_special = request.id is not None or request.outputs is not None or request.forms is not None
+        if not bodies or self.rows != 1 or is_special or self.is_cancelled:
             super().deliver(run)
             return
         self.is_answered = True
@@ -39,10 +40,38 @@ class Slot(Call):
         if protocol.has_only(self):
             protocol.write_ok(self.prediction_id, bodies[self.start])
         else:
-            protocol.send(self, (OK, bodies[self.start], self.prediction_id.decode(), None))
+            protocol.send(self, Answer(OK, bodies[self.start], self.prediction_id.decode()))
 
     def answer(self, outcome: Outcome) -> None:
         """Turn the outcome into an answer, once, and send it as soon as its turn comes."""
         if not self.is_cancelled and not self.is_answered:
             self.is_answered = True
-            self.protocol.send(self, self.protocol.door.answer(self.model, outcome))
+            self.send(self.protocol.door.answer(self.model, outcome))
+
+    def send(self, answer: Answer) -> None:
+        """Send the answer as soon as its turn comes."""
+        self.protocol.send(self, answer)
+
+
+class CompressingSlot(Slot):
+    """Of a client that would rather have a long answer compressed, which takes a thread meanwhile."""
+
+    def __init__(self, protocol: FastProtocol, model: str, is_last: bool, coding: str) -> None:
+        super().__init__(protocol, model, is_last)
+        self._coding = coding
+
+    def deliver(self, run: BatchOutputs) -> None:
+        """The common answer, unless it is long."""
+        bodies = run.bodies if run.bodies is not None else row_bodies(run, self.choice.version.key)
+        if bodies and is_worth_compressing(bodies[self.start]):
+            Call.deliver(self, run)
+        else:
+            super().deliver(run)
+
+    def send(self, answer: Answer) -> None:
+        """Send the answer as soon as it is compressed and its turn comes."""
+        if not is_worth_compressing(answer.body):
+            super().send(answer)
+            return
+        coded = self.protocol.loop.run_in_executor(None, compressed, answer, self._coding)
+        coded.add_done_callback(lambda done: self.protocol.send(self, answer if done.exception() else done.result()))

@@ -13,7 +13,7 @@ from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
-from gateway.runtime.manifest import Manifest, ModelConfig
+from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
 from gateway.runtime.work import Batch
@@ -37,9 +37,18 @@ class ModelVersion:
     answers: AnswerReader | None
     batcher: DynamicBatcher
     is_batchable: bool = field(init=False)
+    labels: dict[str, tuple[str, ...]] = field(init=False)
+    """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
         self.is_batchable = self.signature.is_batchable
+        self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+
+def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
+    if prediction.score is None or prediction.classes is None:
+        return {}
+    return {prediction.score: prediction.classes}
 
 
 class Registry:

@@ -14,6 +14,7 @@ import numpy as np
 
 from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SignedIds
+from gateway.protocol.classification import check_classes
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
 from gateway.runtime.registry import ModelVersion, Registry
@@ -91,6 +92,7 @@ class DataPlane:
         call.rows = check_request(
             call.inputs, request.outputs, version.signature, version.config.batching.max_request_rows
         )
+        check_classes(request.outputs, request.forms, version.signature)
         call.request = request
         call.choice = choice
         version.batcher.submit(call)
@@ -194,4 +196,4 @@ def _whole(call: Call, run: BatchOutputs) -> InferenceResponse:
     wanted = request.outputs
     indices = range(len(run.specs)) if wanted is None else output_indices(version.signature, wanted)
     tensors = [(run.specs[index], run.arrays[index]) for index in indices]
-    return InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode())
+    return call.formed(InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode()))
