@@ -50,7 +50,7 @@ class Unauthorized(GatewayError):
 
 
 class Forbidden(GatewayError):
-    """A browser on this machine was sent to the ops port by somebody else's page."""
+    """Only operators may do this: not a client of the public port, nor a browser whom somebody else's page sent."""
 
     status = 403
     code = "forbidden"

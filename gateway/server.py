@@ -25,7 +25,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.lifecycle import stop_signals
-from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
 from gateway.runtime.session import Device, choose_device
 from gateway.settings import ENV_PREFIX, Settings
@@ -165,10 +164,9 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         store = connect(redis_url)
         stack.push_async_callback(store.aclose)
         # 3. The models, then the rules about them.
-        gateway = Gateway(settings, store, await _id_key(settings, store))
         executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
-        loader = Loader(device, settings.threads, executor, settings.request_timeout, gateway.plane.finish)
-        loader.load_all(folders, gateway.registry)
+        gateway = Gateway(settings, store, await _id_key(settings, store), device, executor)
+        gateway.loader.load_all(folders, gateway.registry)
         gateway.routes.begin()
         await _first_rules(gateway)
         # 4. What runs beside the requests.

@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     ops_port: Port = Field(8081, description="Ops port: admin API and /metrics; 0 takes a free one.")
     ops_token: SecretStr | None = Field(None, description="Bearer token for the ops port.")
     metrics_public: bool = Field(False, description="Serve /metrics without the token, for the scraper.")
+    control_public: bool = Field(
+        False, description="Let every client of port and grpc_port load and unload models and change the log's level."
+    )
     tls_cert: Path | None = Field(None, description="Certificate chain (PEM) of port and grpc_port; with tls_key.")
     tls_key: Path | None = Field(None, description="Private key (PEM) that goes with tls_cert.")
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")

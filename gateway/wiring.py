@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,17 +15,21 @@ from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
 from gateway.api.app import ops_app, public_app
+from gateway.api.control import ControlApi
 from gateway.api.documentation import DocumentationApi
+from gateway.api.extensions import ExtensionsApi
 from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
-from gateway.runtime.registry import Registry
+from gateway.runtime.registry import Loader, Registry
+from gateway.runtime.session import Device
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
@@ -34,6 +39,7 @@ from gateway.state.client import Store
 from gateway.state.log_writer import LogWriter
 from gateway.state.route_store import RouteStore
 from gateway.state.stats_store import StatsStore
+from gateway.telemetry.log_settings import LogSettings
 from gateway.telemetry.metrics import GatewayMetrics
 
 if TYPE_CHECKING:
@@ -46,7 +52,8 @@ NONCE_BYTES = 3
 class Gateway:
     """Everything between the two ports and the store."""
 
-    def __init__(self, settings: Settings, store: Store, id_key: bytes) -> None:
+    def __init__(self, settings: Settings, store: Store, id_key: bytes, device: Device, executor: Executor) -> None:
+        """Models are to run on `device`, in threads of `executor` unless they are fast."""
         self.metrics = GatewayMetrics()
         self.registry = Registry()
         route_store = RouteStore(store)
@@ -59,18 +66,32 @@ class Gateway:
         self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)
         signer = IdSigner(id_key, secrets.token_bytes(NONCE_BYTES))
         self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random=random.random)
+        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
         self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
-        self._inference = InferenceApi(self.plane, self.routes, feedback, self.metrics, settings.max_body_bytes)
-        self._inventory = Inventory(self.plane, self.routes)
-        self._v1 = V1Api(self.plane, self.routes, self._inference.door, settings.max_body_bytes)
+        self._inventory = Inventory(self.plane, self.routes, self.loader)
+        self._inference = InferenceApi(
+            self.plane,
+            self._inventory,
+            feedback,
+            self.metrics,
+            settings.max_body_bytes,
+            control_public=settings.control_public,
+        )
+        self._extensions = ExtensionsApi(self._inventory)
+        control_api = partial(ControlApi, self.control, LogSettings(settings.log_format), settings.max_body_bytes)
+        self._public_control = control_api(is_open=settings.control_public)
+        self._ops_control = control_api(is_open=True)
+        self._v1 = V1Api(self.plane, self._inventory, self._inference.door, settings.max_body_bytes)
         self._documentation = DocumentationApi(self.registry, self.routes)
         self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
         self._max_body_bytes = settings.max_body_bytes
+        self._control_public = settings.control_public
 
     def fast_protocol(self) -> Callable[..., asyncio.Protocol]:
         """The public port's HTTP protocol, for uvicorn."""
@@ -79,7 +100,7 @@ class Gateway:
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
-        return public_app(self._inference, self._v1, self._documentation)
+        return public_app(self._inference, self._extensions, self._public_control, self._v1, self._documentation)
 
     def grpc_listener(
         self, address: str, shutdown_timeout: float, tls: tuple[Path, Path] | None = None
@@ -89,11 +110,13 @@ class Gateway:
         from gateway.api.grpc.listener import GrpcListener  # noqa: PLC0415
         from gateway.api.grpc.service import InferenceService  # noqa: PLC0415
 
-        service = InferenceService(self.plane, self._inventory, self.metrics)
+        service = InferenceService(
+            self.plane, self._inventory, self.control, self.metrics, control_public=self._control_public
+        )
         return GrpcListener(
             service, address, max_message_bytes=self._max_body_bytes, shutdown_timeout=shutdown_timeout, tls=tls
         )
 
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
-        return ops_app(self._admin, self._token, metrics_public=self._metrics_public)
+        return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -194,7 +195,8 @@ def ask(
 ) -> Iterator[Callable[[str, str], int]]:
     """Status of a GET on a port of a gateway that has these settings and no models."""
     settings = load(rendered, "gateway").model_copy(update={"data_dir": tmp_path})
-    gateway = Gateway(settings, store, SECRET_VALUE.encode())
+    with ThreadPoolExecutor(1) as executor:
+        gateway = Gateway(settings, store, SECRET_VALUE.encode(), "cpu", executor)
     clients = {
         port: httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://pod")
         for port, asgi in (("http", gateway.public_app()), ("ops", gateway.ops_app()))

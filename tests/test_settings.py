@@ -73,6 +73,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "ops_host": ("::1", "::1"),
         "ops_port": ("9091", 9091),
         "metrics_public": ("true", True),
+        "control_public": ("true", True),
         "redis_url": ("redis://h:1", "redis://h:1"),
         "tls_cert": ("/etc/cert.pem", Path("/etc/cert.pem")),
         "tls_key": ("/etc/key.pem", Path("/etc/key.pem")),

@@ -9,19 +9,25 @@ from starlette.types import ASGIApp
 from gateway.api.admin import AdminApi
 from gateway.api.answers import EXCEPTION_HANDLERS
 from gateway.api.auth import OpsGuard
+from gateway.api.control import ControlApi
 from gateway.api.documentation import DocumentationApi
+from gateway.api.extensions import ExtensionsApi
 from gateway.api.inference import InferenceApi
 from gateway.api.v1 import V1Api
 
 
-def public_app(inference: InferenceApi, v1: V1Api, documentation: DocumentationApi) -> ASGIApp:
-    """Predictions, metadata, health, labels, and what there is of all that."""
-    return _application([*inference.routes(), *v1.routes(), *documentation.routes()])
+def public_app(
+    inference: InferenceApi, extensions: ExtensionsApi, control: ControlApi, v1: V1Api, documentation: DocumentationApi
+) -> ASGIApp:
+    """Predictions, metadata, health, labels, Triton's extensions, and what there is of all that."""
+    # First what would be taken for the name of a model.
+    apis = (extensions, inference, control, v1, documentation)
+    return _application([route for api in apis for route in api.routes()])
 
 
-def ops_app(admin: AdminApi, token: str | None, *, metrics_public: bool) -> ASGIApp:
-    """Routes, verdicts and metrics, behind the guard."""
-    return OpsGuard(_application(admin.routes()), token, metrics_public=metrics_public)
+def ops_app(admin: AdminApi, control: ControlApi, token: str | None, *, metrics_public: bool) -> ASGIApp:
+    """Routes, verdicts, metrics, and what is loaded, behind the guard."""
+    return OpsGuard(_application([*admin.routes(), *control.routes()]), token, metrics_public=metrics_public)
 
 
 def _application(routes: list[Route]) -> Starlette:

@@ -18,24 +18,30 @@ from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
-from gateway.serving.inventory import SERVER_NAME, Inventory
-from gateway.serving.route_table import RouteTable
+from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
 from gateway.telemetry.metrics import GatewayMetrics
 
 FEEDBACK_BODY_LIMIT = 16 * 1024
-EXTENSIONS = ("binary_tensor_data", "classification")
 
 
 class InferenceApi:
     """Endpoints over one data plane."""
 
     def __init__(
-        self, plane: DataPlane, routes: RouteTable, feedback: Feedback, metrics: GatewayMetrics, max_body_bytes: int
+        self,
+        plane: DataPlane,
+        inventory: Inventory,
+        feedback: Feedback,
+        metrics: GatewayMetrics,
+        max_body_bytes: int,
+        *,
+        control_public: bool,
     ) -> None:
         self._registry: Registry = plane.registry
-        self._inventory = Inventory(plane, routes)
+        self._inventory = inventory
         self._feedback = feedback
         self._max_body_bytes = max_body_bytes
+        self._extensions = (*EXTENSIONS, "logging", *REPOSITORY_EXTENSIONS) if control_public else EXTENSIONS
         self.door = InferenceDoor(plane, metrics)
 
     def routes(self) -> list[Route]:
@@ -55,7 +61,7 @@ class InferenceApi:
 
     async def server_metadata(self, _request: Request) -> Response:
         """`GET /v2`: only extensions that work are named."""
-        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": EXTENSIONS})
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": self._extensions})
 
     async def live(self, _request: Request) -> Response:
         """`GET /v2/health/live`: the process answers."""
@@ -74,16 +80,16 @@ class InferenceApi:
 
     async def model_metadata(self, request: Request) -> Response:
         """`GET /v2/models/{model}[/versions/{version}]`; without a version, of the one that takes most traffic."""
-        return json_response(self._inventory.metadata(*_model_and_version(request)))
+        return json_response(self._inventory.metadata(*model_and_version(request)))
 
     async def model_ready(self, request: Request) -> Response:
         """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that is not loaded."""
-        version = self._inventory.version(*_model_and_version(request))
+        version = self._inventory.version(*model_and_version(request))
         return json_response({"name": version.key.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         """`POST .../infer`, for what `fastpath.py` leaves to Starlette."""
-        model, version = _model_and_version(request)
+        model, version = model_and_version(request)
 
         def submit(body: bytes, call: Call) -> Encode:
             self.door.submit(model, version, body, request.headers, call, request.headers.get(BINARY_HEADER))
@@ -98,5 +104,6 @@ class InferenceApi:
         return json_response({"accepted": True, "duplicate": not is_new})
 
 
-def _model_and_version(request: Request) -> tuple[str, str | None]:
+def model_and_version(request: Request) -> tuple[str, str | None]:
+    """Whom the path names."""
     return request.path_params["model"], request.path_params.get("version")

@@ -66,7 +66,8 @@ class Writer:
             answer = {"description": "Success", "content": _content(operation.answer, operation.media_type)}
             written = self._written(path, operation, operation.id, answer)
             if operation.body is not None:
-                written["requestBody"] = {"required": True, "content": _content(operation.body)}
+                required = operation.is_body_required
+                written["requestBody"] = {"required": required, "content": _content(operation.body)}
             yield path, written
             return
         for name in self._registry.names:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gateway.api.schemas import STRING, V1, V2, Protocol, Schema, list_of, object_of
+from gateway.api.schemas import STRING, V1, V2, Protocol, Schema, list_of, object_of, options_of
 from gateway.errors import (
+    Forbidden,
     GatewayError,
     InferenceFailed,
     InvalidRequest,
@@ -16,6 +17,9 @@ from gateway.errors import (
     Unavailable,
     Unsupported,
 )
+from gateway.serving.model_control import READY as IS_READY
+from gateway.serving.model_control import UNAVAILABLE
+from gateway.telemetry.log_settings import SWITCHES, VERBOSE
 
 
 class Operation(NamedTuple):
@@ -28,14 +32,18 @@ class Operation(NamedTuple):
     """Of status 200. A protocol's schema depends on the model, so the operation is described once for each model."""
     errors: tuple[type[GatewayError], ...] = ()
     body: Schema | None = None
+    is_body_required: bool = True
     media_type: str = "application/json"
 
 
 OF_A_MODEL = (NotFound, Unavailable)
 OF_A_PREDICTION = (InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests, InferenceFailed, Unavailable)
 OF_INFER = (*OF_A_PREDICTION, Unsupported)
+OF_CONTROL = (InvalidRequest, Forbidden, PayloadTooLarge)
+OF_A_CHANGE = (*OF_CONTROL, NotFound, Unavailable)
 
 BOOLEAN: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
 TENSOR = object_of(name=STRING, datatype=STRING, shape=list_of({"type": "integer"}))
 SERVER = object_of(name=STRING, version=STRING, extensions=list_of(STRING))
 LIVE = object_of(live=BOOLEAN)
@@ -62,6 +70,54 @@ LABEL = {
     "additionalProperties": False,
 }
 ACCEPTED = object_of(accepted=BOOLEAN, duplicate=BOOLEAN)
+DURATION = object_of(count=COUNT, ns=COUNT)
+BATCH = object_of(batch_size=COUNT, compute_input=DURATION, compute_infer=DURATION, compute_output=DURATION)
+DURATIONS = object_of(
+    success=DURATION,
+    fail=DURATION,
+    queue=DURATION,
+    compute_input=DURATION,
+    compute_infer=DURATION,
+    compute_output=DURATION,
+    cache_hit=DURATION,
+    cache_miss=DURATION,
+)
+STATISTICS = object_of(
+    model_stats=list_of(
+        object_of(
+            name=STRING,
+            version=STRING,
+            last_inference=COUNT,
+            inference_count=COUNT,
+            execution_count=COUNT,
+            inference_stats=DURATIONS,
+            response_stats={"type": "object"},
+            batch_stats=list_of(BATCH),
+            memory_usage=list_of({"type": "object"}),
+        )
+    )
+)
+CONFIG_TENSOR = object_of(name=STRING, data_type=STRING, dims=list_of({"type": "integer"}))
+CONFIG = object_of(
+    name=STRING,
+    platform=STRING,
+    backend=STRING,
+    max_batch_size=COUNT,
+    input=list_of(CONFIG_TENSOR),
+    output=list_of(CONFIG_TENSOR),
+    parameters={"type": "object", "additionalProperties": object_of(string_value=STRING)},
+)
+READY_ONLY = options_of(ready=BOOLEAN)
+INDEX = list_of(object_of(name=STRING, version=STRING, state={"enum": [IS_READY, UNAVAILABLE]}, reason=STRING))
+LOADED = object_of(name=STRING, versions=list_of(STRING))
+LOAD = options_of(parameters=options_of(version=STRING))
+UNLOAD = options_of(parameters=options_of(version=STRING, unload_dependents=BOOLEAN))
+LOG_SETTINGS = {
+    **dict.fromkeys(SWITCHES, BOOLEAN),
+    VERBOSE: {"enum": [0, 1]},
+    "log_file": STRING,
+    "log_format": STRING,
+}
 
 
 def _v1(path: str, suffix: str, of: str) -> dict[tuple[str, str], Operation]:
@@ -77,6 +133,18 @@ def _v1(path: str, suffix: str, of: str) -> dict[tuple[str, str], Operation]:
         ),
         ("POST", path + ":predict"): Operation(
             f"v1Predict{suffix}", "v1", f"A prediction by {of}", V1, OF_A_PREDICTION
+        ),
+    }
+
+
+def _of_a_model(path: str, name: str, summary: str, answer: Schema) -> dict[tuple[str, str], Operation]:
+    """An extension that says the same of a model and of a version."""
+    return {
+        ("GET", f"{V2_MODEL}/{path}"): Operation(
+            f"model{name}", "extensions", summary.format("a model"), answer, OF_A_MODEL
+        ),
+        ("GET", f"{V2_VERSION}/{path}"): Operation(
+            f"version{name}", "extensions", summary.format("a version"), answer, OF_A_MODEL
         ),
     }
 
@@ -107,6 +175,46 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         ACCEPTED,
         (InvalidRequest, PayloadTooLarge, StoreUnavailable),
         LABEL,
+    ),
+    ("GET", "/v2/models/stats"): Operation("statistics", "extensions", "What all models did", STATISTICS),
+    **_of_a_model("stats", "Statistics", "What {} did", STATISTICS),
+    **_of_a_model("config", "Config", "Batch size, dims and queue limits of {}, as Triton says it", CONFIG),
+    ("POST", "/v2/repository/index"): Operation(
+        "index",
+        "extensions",
+        "Every version on disk or loaded, and its state",
+        INDEX,
+        (InvalidRequest, PayloadTooLarge),
+        READY_ONLY,
+        is_body_required=False,
+    ),
+    ("POST", "/v2/repository/models/{model}/load"): Operation(
+        "load",
+        "extensions",
+        "Load what is not loaded of a model, or one version of it; for operators",
+        LOADED,
+        (*OF_A_CHANGE, Unsupported),
+        LOAD,
+        is_body_required=False,
+    ),
+    ("POST", "/v2/repository/models/{model}/unload"): Operation(
+        "unload",
+        "extensions",
+        "Unload a model, or one version of it; for operators",
+        LOADED,
+        OF_A_CHANGE,
+        UNLOAD,
+        is_body_required=False,
+    ),
+    ("GET", "/v2/logging"): Operation("logging", "extensions", "The log's level", object_of(**LOG_SETTINGS)),
+    ("POST", "/v2/logging"): Operation(
+        "setLogging",
+        "extensions",
+        "Change the log's level; for operators",
+        object_of(**LOG_SETTINGS),
+        OF_CONTROL,
+        options_of(**LOG_SETTINGS),
+        is_body_required=False,
     ),
     ("GET", "/v1/models"): Operation("v1Models", "v1", "Names of all models", NAMES),
     **_v1(V1_MODEL, "", "the model"),

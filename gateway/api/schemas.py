@@ -41,6 +41,11 @@ def object_of(**properties: Schema) -> Schema:
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 
+def options_of(**properties: Schema) -> Schema:
+    """An object with some of these properties, and no others."""
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def list_of(items: Schema) -> Schema:
     """A list of any length."""
     return {"type": "array", "items": items}

@@ -15,7 +15,7 @@ from gateway.protocol.v1_codec import decode_predict, encode_predict, metadata
 from gateway.runtime.registry import ModelVersion
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
-from gateway.serving.route_table import RouteTable
+from gateway.serving.inventory import Inventory
 from gateway.types import InferenceRequest, JsonObject
 
 
@@ -39,10 +39,10 @@ register_url_convertor("name", NameConvertor())
 class V1Api:
     """Endpoints over one data plane."""
 
-    def __init__(self, plane: DataPlane, routes: RouteTable, door: InferenceDoor, max_body_bytes: int) -> None:
+    def __init__(self, plane: DataPlane, inventory: Inventory, door: InferenceDoor, max_body_bytes: int) -> None:
         self._plane = plane
         self._registry = plane.registry
-        self._route_table = routes
+        self._inventory = inventory
         self._door = door
         self._max_body_bytes = max_body_bytes
 
@@ -106,8 +106,7 @@ class V1Api:
         model, label = request.path_params["model"], request.path_params.get("label")
         if label is not None:
             return self._plane.labelled(model, label).version
-        version = request.path_params.get("version")
-        return self._route_table.leading(model) if version is None else self._registry.get(model, version)
+        return self._inventory.version(model, request.path_params.get("version"))
 
 
 def _state(version: str, state: str, code: str, message: str = "") -> JsonObject:

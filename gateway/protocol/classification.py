@@ -6,13 +6,22 @@ Each becomes a string `<value>:<index>[:<label>]`, the value as C's `%f` or `%d`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from gateway.errors import InvalidRequest
+from gateway.errors import InvalidRequest, shown
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.types import Array, InferenceResponse, OutputForm, Signature, TensorSpec
+
+
+def class_count(parameters: Mapping[str, Any], path: str) -> int:
+    """How many classes the parameters of an output ask for; 0 for none. Raises `InvalidRequest`."""
+    count = parameters.get("classification", 0)
+    if type(count) is not int or count < 0:
+        raise InvalidRequest(f"{path}.classification: expected a number of classes, got {shown(count)}")
+    return count
 
 
 def check_classes(outputs: Sequence[str] | None, forms: Sequence[OutputForm] | None, signature: Signature) -> None:

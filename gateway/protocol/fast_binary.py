@@ -16,7 +16,7 @@ import orjson
 from gateway.errors import GatewayError
 from gateway.protocol.classification import check_classes
 from gateway.protocol.datatypes import NUMPY_DTYPES
-from gateway.protocol.json_codec import BINARY_SIZE, decode_request
+from gateway.protocol.json_codec import BINARY_OUTPUT, BINARY_SIZE, decode_request
 from gateway.protocol.raw_tensor import RawParts, decode_raw
 from gateway.protocol.signature import check_request
 from gateway.types import Array, InferenceRequest, Signature
@@ -83,7 +83,9 @@ class BinaryDecoder:
         return plan.request if version is None else replace(plan.request, version=version), inputs
 
     def _learn(self, head: bytes, request: InferenceRequest) -> None:
-        """Remember a request that fits the signature and whose inputs are all behind its JSON."""
+        """Remember a request that fits the signature, whose inputs are all behind its JSON, and that wants no more."""
+        if not request.parameters.keys() <= {BINARY_OUTPUT}:
+            return
         tensors: list[PlannedTensor] = []
         start = 0
         for index, item in enumerate(orjson.loads(head)["inputs"]):
@@ -102,5 +104,5 @@ class BinaryDecoder:
             return
         if len(self._plans) >= MAX_PLANS:
             self._plans.clear()
-        common = replace(request, version=None, inputs={}, headers={}, fits=self._signature, rows=rows)
+        common = replace(request, version=None, inputs={}, parameters={}, headers={}, fits=self._signature, rows=rows)
         self._plans[head] = Plan(common, tuple(tensors), start)

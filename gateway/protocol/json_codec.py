@@ -14,11 +14,13 @@ import orjson
 
 from gateway.errors import InferenceFailed, InvalidRequest, shown
 from gateway.protocol import row_texts
+from gateway.protocol.classification import class_count
 from gateway.protocol.datatypes import BF16, BYTES, MAX_DIMENSIONS, NUMPY_DTYPES
 from gateway.protocol.parameters import check_values
 from gateway.protocol.raw_tensor import RawParts, decode_raw, unknown_datatype
 from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, OutputForm, TensorSpec, string_array
 
+BINARY_OUTPUT = "binary_data_output"
 BINARY_SIZE = "binary_data_size"
 JSON_FORM = OutputForm()
 NO_JSON_NUMBER = re.compile("-?(?:NaN|Infinity|nan|inf)")
@@ -250,7 +252,7 @@ def _requested_outputs(
     value: Any, parameters: JsonObject
 ) -> tuple[tuple[str, ...] | None, tuple[OutputForm, ...] | None]:
     """Names and forms of the outputs, as `InferenceRequest` has them."""
-    by_default = _flag(parameters, "binary_data_output", "parameters", default=False)
+    by_default = _flag(parameters, BINARY_OUTPUT, "parameters", default=False)
     if value is not None and not isinstance(value, list):
         raise InvalidRequest(f"outputs: expected a list, got {_kind(value)}")
     if not value:
@@ -263,16 +265,12 @@ def _requested_outputs(
             raise InvalidRequest(f"{path}.name: expected an object with the name of an output")
         if name in forms:
             raise InvalidRequest(f"{path}.name: output {name!r} occurs twice")
-        forms[name] = _output_form(_parameters(item, f"{path}.parameters"), f"{path}.parameters", by_default)
+        path = f"{path}.parameters"
+        parameters = _parameters(item, path)
+        is_binary = _flag(parameters, "binary_data", path, default=by_default)
+        forms[name] = OutputForm(is_binary, class_count(parameters, path))
     is_plain = all(form == JSON_FORM for form in forms.values())
     return tuple(forms), None if is_plain else tuple(forms.values())
-
-
-def _output_form(parameters: JsonObject, path: str, by_default: bool) -> OutputForm:
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or classes < 0:
-        raise InvalidRequest(f"{path}.classification: expected a number of classes, got {shown(classes)}")
-    return OutputForm(_flag(parameters, "binary_data", path, default=by_default), classes)
 
 
 def _flag(parameters: JsonObject, name: str, path: str, *, default: bool) -> bool:

@@ -14,7 +14,7 @@ from gateway.errors import InvalidRequest, Unsupported, shown
 RESERVED_PREFIX = "triton_"
 SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
 SHARED_MEMORY_REGION = "shared_memory_region"
-NO_SHARED_MEMORY = "shared memory is not supported; send tensors in the body"
+NO_SHARED_MEMORY = "shared memory is not supported; send tensors in the request"
 
 PRIORITY_LEVELS = 3
 """1 is taken first."""

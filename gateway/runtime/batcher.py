@@ -2,7 +2,8 @@
 
 Idle, a request runs at the next turn of the event loop: no timer, no wait. While a run is on, requests pile up, and
 the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows have the same shape
-share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in rows.
+share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in rows. A request may
+bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it leaves the queue.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -23,6 +24,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
+from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.work import Batch, Bucket, Work, gather, settled
 from gateway.types import Array, Signature
@@ -82,6 +84,8 @@ class DynamicBatcher:
         self._is_predictable = True
         self._is_closed = False
         self._idle = asyncio.Event()
+        self._timers: dict[Work, asyncio.TimerHandle] = {}
+        """Of the queued works whose own timeout is shorter than everybody's."""
         self.queued_rows = 0
 
     def submit(self, work: Work) -> None:
@@ -101,9 +105,13 @@ class DynamicBatcher:
             # In the model's order: callers name their inputs in any.
             work.bucket = work.shapes(self._input_names)
         try:
-            self._buckets[work.bucket].append(work)
+            queue = self._buckets[work.bucket]
         except KeyError:
-            self._buckets[work.bucket] = deque((work,))
+            queue = self._buckets[work.bucket] = deque()
+        if work.schedule is None:
+            queue.append(work)
+        else:
+            self._place(work, work.schedule, queue)
         work.is_queued = True
         self.queued_rows += work.rows
         if not self._is_scheduled:
@@ -113,12 +121,39 @@ class DynamicBatcher:
         """The caller left: the room that its rows took in the queue is free at once."""
         work.cancel()
         if work.is_queued:
-            work.is_queued = False
-            self.queued_rows -= work.rows
-            queue = self._buckets[work.bucket]
-            queue.remove(work)
-            if not queue:
-                del self._buckets[work.bucket]
+            self._withdraw(work)
+
+    def _withdraw(self, work: Work) -> None:
+        work.is_queued = False
+        self.queued_rows -= work.rows
+        queue = self._buckets[work.bucket]
+        queue.remove(work)
+        if not queue:
+            del self._buckets[work.bucket]
+        if work.schedule is not None:
+            self._unplace(work, work.schedule)
+
+    def _place(self, work: Work, schedule: Schedule, queue: deque[Work]) -> None:
+        """Queue a work that says how: behind those of its level, before those of the next."""
+        if schedule.priority == DEFAULT_PRIORITY:
+            queue.append(work)
+        else:
+            queue.insert(_end_of_level(queue, schedule.priority), work)
+        if schedule.timeout is not None and schedule.timeout < self._timeout:
+            # The runner may be busy for longer than the caller wants to wait.
+            loop = asyncio.get_running_loop()
+            self._timers[work] = loop.call_later(schedule.timeout, self._expire, work, schedule.timeout)
+
+    def _unplace(self, work: Work, schedule: Schedule) -> float:
+        """The work has left the queue, its timer stops; the longest it might have waited there, in seconds."""
+        timer = self._timers.pop(work, None)
+        if timer is not None:
+            timer.cancel()
+        return self._timeout if schedule.timeout is None else min(self._timeout, schedule.timeout)
+
+    def _expire(self, work: Work, timeout: float) -> None:
+        self._withdraw(work)
+        work.fail(_too_late(timeout))
 
     def _seconds_to_drain(self) -> float:
         batches = self.queued_rows / self._max_batch_rows
@@ -163,10 +198,11 @@ class DynamicBatcher:
             work = queue.popleft()
             work.is_queued = False
             self.queued_rows -= work.rows
+            timeout = self._timeout if work.schedule is None else self._unplace(work, work.schedule)
             if work.is_cancelled:
                 continue
-            if work.enqueued + self._timeout <= now:
-                work.fail(DeadlineExceeded(f"waited {self._timeout:g} s in the queue", retry_after=1.0))
+            if work.enqueued + timeout <= now:
+                work.fail(_too_late(timeout))
                 continue
             works.append(work)
             rows += work.rows
@@ -261,3 +297,15 @@ class DynamicBatcher:
             self._buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.queued_rows += work.rows
+
+
+def _end_of_level(queue: deque[Work], priority: int) -> int:
+    """Works without a schedule are of the last level."""
+    for position, work in enumerate(queue):
+        if work.schedule is None or work.schedule.priority > priority:
+            return position
+    return len(queue)
+
+
+def _too_late(timeout: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"waited {timeout:g} s in the queue", retry_after=1.0)

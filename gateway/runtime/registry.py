@@ -17,6 +17,7 @@ from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
 from gateway.runtime.work import Batch
+from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ class ModelVersion:
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
+    session: OnnxSession
     batcher: DynamicBatcher
+    statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
@@ -43,6 +46,13 @@ class ModelVersion:
     def __post_init__(self) -> None:
         self.is_batchable = self.signature.is_batchable
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+    async def close(self) -> None:
+        """Refuse new work, wait for what is in flight, and free the model's memory."""
+        await self.batcher.close()
+        # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
+        # looks, which is rarely.
+        self.session.close()
 
 
 def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
@@ -52,7 +62,10 @@ def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
 
 
 class Registry:
-    """Looks versions up. A version that could not be loaded is listed with the reason and answers 503."""
+    """Looks versions up. A version that could not be loaded is listed with the reason and answers 503.
+
+    Changed on the event loop only, so a look-up and what follows from it in the same turn agree.
+    """
 
     def __init__(self) -> None:
         self._versions: dict[str, dict[str, ModelVersion]] = {}
@@ -61,8 +74,8 @@ class Registry:
         self.refused: dict[ModelKey, str] = {}
 
     def __iter__(self) -> Iterator[ModelVersion]:
-        for versions in self._versions.values():
-            yield from versions.values()
+        # A copy: whoever awaits between two versions may meet a change.
+        return iter([version for versions in self._versions.values() for version in versions.values()])
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +88,7 @@ class Registry:
         return sorted({*self._versions, *(key.name for key in self.refused)})
 
     def add(self, version: ModelVersion) -> None:
-        """Make a loaded version available."""
+        """Make a loaded version available; what was said against it before no longer counts."""
         versions = self._versions.setdefault(version.key.name, {})
         # Versions with the same signature share the object, so that comparing them costs nothing.
         version.signature = next(
@@ -83,6 +96,18 @@ class Registry:
         )
         versions[version.key.version] = version
         self.decoders[version.key.name] = FastDecoder(self.latest(version.key.name).signature)
+        self.refused.pop(version.key, None)
+
+    def remove(self, key: ModelKey) -> ModelVersion:
+        """Take a loaded version out: no request finds it any more, and the caller closes it. Raises as `get` does."""
+        version = self.get(*key)
+        versions = self._versions[key.name]
+        del versions[key.version]
+        if versions:
+            self.decoders[key.name] = FastDecoder(self.latest(key.name).signature)
+        else:
+            del self._versions[key.name], self.decoders[key.name]
+        return version
 
     def versions(self, name: str) -> list[str]:
         """Loaded versions of a model, ascending."""
@@ -93,16 +118,17 @@ class Registry:
         try:
             return self._versions[name][version]
         except KeyError:
-            raise self._missing(name, version) from None
+            raise self.missing(name, version) from None
 
     def latest(self, name: str) -> ModelVersion:
         """The highest loaded version. Raises as `get` does."""
         versions = self.versions(name)
         if not versions:
-            raise self._missing(name, None)
+            raise self.missing(name, None)
         return self._versions[name][versions[-1]]
 
-    def _missing(self, name: str, version: str | None) -> NotFound | Unavailable:
+    def missing(self, name: str, version: str | None) -> NotFound | Unavailable:
+        """What to tell whoever asks for a version (None: for any) that is not loaded."""
         for key, reason in self.refused.items():
             if key.name == name and version in (None, key.version):
                 return Unavailable(f"model {key} is not loaded: {reason}")
@@ -154,7 +180,7 @@ class Loader:
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, batcher)
+        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
         return version
 
     def _warm_session(self, folder: VersionFolder) -> OnnxSession:

@@ -54,17 +54,37 @@ def scan(models: Path) -> list[VersionFolder]:
     """
     if not models.is_dir():
         raise StartupError(f"model repository {models} is not a folder; name one with --models")
-    found = []
-    for path in sorted(models.glob(f"*/*/{MODEL_FILE}")):
-        name, version = path.parent.parent.name, path.parent.name
-        if not VERSION.match(version):
-            raise StartupError(f"{path.parent}: a version is a whole number from 1 on without leading zeros")
-        if not MODEL_NAME.match(name):
-            raise StartupError(f"{path.parent.parent}: a model name is letters, digits, '.', '_' or '-' (at most 63)")
-        found.append(VersionFolder(ModelKey(name, version), path.parent, read_model_config(path.parent.parent)))
+    found = [usable(version) for version in survey(models).values()]
     if not found:
         raise StartupError(f"model repository {models} holds no <name>/<version>/{MODEL_FILE}")
     return sorted(found, key=lambda version: (version.key.name, int(version.key.version)))
+
+
+def survey(models: Path) -> dict[ModelKey, VersionFolder | StartupError]:
+    """Every version in the repository, or what is wrong with its name or its model's `model.toml`."""
+    return {
+        ModelKey(path.parent.parent.name, path.parent.name): _look(path.parent)
+        for path in sorted(models.glob(f"*/*/{MODEL_FILE}"))
+    }
+
+
+def usable(found: VersionFolder | StartupError) -> VersionFolder:
+    """What `survey` found. Raises the `StartupError` if it is one."""
+    if isinstance(found, StartupError):
+        raise found
+    return found
+
+
+def _look(folder: Path) -> VersionFolder | StartupError:
+    name, version = folder.parent.name, folder.name
+    if not VERSION.match(version):
+        return StartupError(f"{folder}: a version is a whole number from 1 on without leading zeros")
+    if not MODEL_NAME.match(name):
+        return StartupError(f"{folder.parent}: a model name is letters, digits, '.', '_' or '-' (at most 63)")
+    try:
+        return VersionFolder(ModelKey(name, version), folder, read_model_config(folder.parent))
+    except StartupError as error:
+        return error
 
 
 def _verify_file(folder: Path, record: FileRecord) -> None:

@@ -115,6 +115,10 @@ class OnnxSession:
             raise InferenceFailed(f"the model failed: {_first_line(error)}") from error
         return [np.asarray(output) for output in outputs]
 
+    def close(self) -> None:
+        """Free the model's memory at once. Nothing may run afterwards."""
+        del self._session
+
     def warm_up(self, rows: int = 1) -> float | None:
         """Run `rows` rows of zeros twice, so that the first client does not pay for allocation.
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from gateway.errors import GatewayError
+from gateway.protocol.parameters import Schedule
 from gateway.types import Array, NumberTemplate
 
 Bucket: TypeAlias = tuple[tuple[int, ...], ...]
@@ -28,6 +29,8 @@ class Work(ABC):
     """Its first row in the batch."""
     bucket: Bucket = ()
     enqueued: float
+    schedule: Schedule | None = None
+    """How it wants to be queued, if it says so."""
     is_cancelled = False
     is_queued = False
 

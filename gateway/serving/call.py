@@ -70,6 +70,8 @@ class Call(Work):
 
     def fail(self, error: GatewayError) -> None:
         """Tell the caller what went wrong."""
+        if not self.is_cancelled and not self.is_answered:
+            self.choice.version.statistics.record_failure(self.enqueued)
         self.answer(error)
 
     def response(self, run: BatchOutputs) -> InferenceResponse:

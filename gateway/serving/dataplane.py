@@ -15,6 +15,7 @@ import numpy as np
 from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
+from gateway.protocol.parameters import schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
 from gateway.runtime.registry import ModelVersion, Registry
@@ -76,7 +77,7 @@ class DataPlane:
         choice = self.choose(request, headers)
         version = choice.version
         if request.fits is not version.signature or not version.is_batchable:
-            # The decoder knew another version's signature, or none.
+            # The decoder knew another version's signature, or none: the one that proves the fit takes no parameters.
             self.admit_to(choice, call, request)
             return
         limit = version.config.batching.max_request_rows
@@ -93,6 +94,8 @@ class DataPlane:
             call.inputs, request.outputs, version.signature, version.config.batching.max_request_rows
         )
         check_classes(request.outputs, request.forms, version.signature)
+        if request.parameters:
+            call.schedule = schedule_of(request.parameters)
         call.request = request
         call.choice = choice
         version.batcher.submit(call)
@@ -130,6 +133,11 @@ class DataPlane:
         if not call.is_cancelled and not call.is_answered:
             call.choice.version.batcher.discard(call)
             self._metrics.version(call.choice.version.key).cancelled += 1
+
+    def forget(self, key: ModelKey) -> None:
+        """The version is no longer loaded: keep nothing of it."""
+        self._choices.pop(key.name, None)
+        self._direct_choices.pop(key, None)
 
     def finish(self, version: ModelVersion, batch: Batch) -> None:
         """Answer every caller of a finished batch that is still there, then record and log the batch."""
@@ -181,9 +189,13 @@ class DataPlane:
     def _record(self, version: ModelVersion, batch: Batch, calls: list[Call]) -> None:
         metrics = self._metrics.version(version.key)
         metrics.batches += 1
-        metrics.rows += len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
+        rows = len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
+        metrics.rows += rows
         metrics.requests.update([call.choice.variant for call in calls])
-        enqueued = np.array([call.enqueued for call in calls])
+        times = [call.enqueued for call in calls]
+        queued = len(calls) * batch.started - sum(times)
+        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished)
+        enqueued = np.array(times)
         metrics.latency.observe(batch.finished - enqueued)
         metrics.queue.observe(batch.started - enqueued)
         metrics.run.observe_one(batch.finished - batch.started)

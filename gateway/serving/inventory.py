@@ -1,41 +1,83 @@
-"""What clients are told about what is served: by whom, in which versions, and whether all of it is ready."""
+"""What clients are told about what is served: what it takes and gives, what it did, and whether all of it is ready.
+
+Descriptions are JSON documents; the gRPC port makes messages of them, which have the same members.
+"""
 
 from __future__ import annotations
 
-from gateway.runtime.registry import ModelVersion
+import time
+from collections.abc import Callable
+
+from gateway.protocol.model_config import PLATFORM, QueueLimits, model_config
+from gateway.runtime.manifest import MODEL_FILE
+from gateway.runtime.registry import Loader, ModelVersion
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.route_table import RouteTable
 from gateway.types import JsonObject, TensorSpec
 
 SERVER_NAME = "model-gateway"
-PLATFORM = "onnxruntime_onnx"
+EXTENSIONS = (
+    *("binary_tensor_data", "classification", "model_configuration", "parameters"),
+    *("schedule_policy", "statistics"),
+)
+"""Those of Triton's that every client may use."""
+REPOSITORY_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
+"""Of a port whose clients may load and unload models."""
 
 
 class Inventory:
     """Read-only, over one data plane."""
 
-    def __init__(self, plane: DataPlane, routes: RouteTable) -> None:
+    def __init__(
+        self, plane: DataPlane, routes: RouteTable, loader: Loader, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` is Unix time."""
         self._plane = plane
         self._registry = plane.registry
         self._routes = routes
+        self._loader = loader
+        self._clock = clock
 
-    def version(self, name: str, version: str | None) -> ModelVersion:
+    def version(self, model: str, version: str | None) -> ModelVersion:
         """The version that a description is of: without a number, the one that takes most traffic.
 
         Raises `NotFound`, or `Unavailable` for one that is there but was refused.
         """
-        return self._routes.leading(name) if version is None else self._registry.get(name, version)
+        return self._routes.leading(model) if version is None else self._registry.get(model, version)
 
-    def metadata(self, name: str, version: str | None) -> JsonObject:
+    def metadata(self, model: str, version: str | None) -> JsonObject:
         """The protocol's model metadata. Raises as `version` does."""
-        described = self.version(name, version)
+        described = self.version(model, version)
         return {
-            "name": described.key.name,
-            "versions": self._registry.versions(described.key.name),
+            "name": model,
+            "versions": self._registry.versions(model),
             "platform": PLATFORM,
             "inputs": [_tensor_metadata(spec) for spec in described.signature.inputs],
             "outputs": [_tensor_metadata(spec) for spec in described.signature.outputs],
         }
+
+    def configuration(self, model: str, version: str | None) -> JsonObject:
+        """Triton's `ModelConfig`. Raises as `version` does."""
+        described = self.version(model, version)
+        batching = described.config.batching
+        limits = QueueLimits(
+            batching.max_batch_rows, batching.max_request_rows, batching.max_queue_rows, self._loader.request_timeout
+        )
+        is_on_gpu = self._loader.device == "cuda"
+        return model_config(model, described.signature, limits, file=MODEL_FILE, is_on_gpu=is_on_gpu)
+
+    def statistics(self, model: str | None = None, version: str | None = None) -> JsonObject:
+        """Triton's statistics of a version, of all versions of a model, or of everything. Raises as `version` does."""
+        now = self._clock()
+        if model is None:
+            versions = list(self._registry)
+        elif version is None:
+            # Says what is wrong with a model that has none.
+            self._registry.latest(model)
+            versions = [self._registry.get(model, number) for number in self._registry.versions(model)]
+        else:
+            versions = [self._registry.get(model, version)]
+        return {"model_stats": [described.statistics.document(described.key, now) for described in versions]}
 
     def problem(self) -> str | None:
         """Why the gateway is not ready; None if it is."""

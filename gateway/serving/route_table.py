@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -48,8 +48,8 @@ class RouteTable:
     def begin(self) -> None:
         """With the models loaded, put the defaults and then the last good rules in force."""
         for name in self._registry.names:
-            self._put(default_route(name, self._registry.latest(name).key.version))
-        self._load_snapshot()
+            self._put_default(name)
+        self._load_snapshot(self._routes.keys())
 
     def __iter__(self) -> Iterator[Route]:
         return iter(self._routes.values())
@@ -74,7 +74,8 @@ class RouteTable:
         is_reachable = True
         while True:
             try:
-                await self._learn_variant_names()
+                for name in self._registry.names:
+                    await self._learn_variant_names(name)
                 async with aclosing(self._store.changes(poll_seconds)) as changes:
                     async for _ in changes:
                         await self.refresh()
@@ -93,14 +94,51 @@ class RouteTable:
         One reader at a time: what is read later must be applied later.
         """
         async with self._refreshing:
-            await self._refresh()
+            self._apply_changes(await self._store.read(self._registry.names))
+            self.is_known = True
 
-    async def _refresh(self) -> None:
-        stored = await self._store.read(self._registry.names)
+    async def change_versions(self, name: str, change: Callable[[], None]) -> None:
+        """Run `change`, which loads or unloads versions of a model, and put the route that follows in force.
+
+        Both happen in one turn of the loop, so that no request meets the one without the other, and after a look into
+        the store, so that `change` decides by the rules of now. What it raises leaves everything as it was.
+        """
+        async with self._refreshing:
+            stored = await self._look(name)
+            self._apply_changes({known: raw for known, raw in stored.items() if known in self._routes})
+            change()
+            self._follow(name, stored)
+
+    async def _look(self, name: str) -> dict[str, bytes | None]:
+        """The stored document; nothing if the store does not answer."""
+        try:
+            if name not in self._routes:
+                await self._learn_variant_names(name)
+            return await self._store.read([name])
+        except StoreUnavailable as error:
+            logger.warning("%s; the last good route of %s stays in force", error, name)
+            return {}
+
+    def _follow(self, name: str, stored: Mapping[str, bytes | None]) -> None:
+        """The route of a model whose versions have just changed."""
+        # A document may name a version that was not loaded before: look at it again, now or when the store answers.
+        self._seen.pop(name, None)
+        if name not in self._registry.names:
+            self._routes.pop(name, None)
+            self.problems.pop(name, None)
+            return
+        route = self._routes.get(name)
+        if route is None:
+            self._put_default(name)
+            self._load_snapshot({name})
+        elif route.revision == 0:
+            self._put_default(name)
+        self._apply_changes(stored)
+
+    def _apply_changes(self, stored: Mapping[str, bytes | None]) -> None:
         changed = [name for name, raw in stored.items() if name not in self._seen or self._seen[name] != raw]
         for name in changed:
             self._apply(name, stored[name])
-        self.is_known = True
         if changed:
             self._save_snapshot()
 
@@ -129,18 +167,20 @@ class RouteTable:
             raise InvalidRoute(f"not JSON: {error}") from error
         return compile_route(document, name=name, versions=self._registry.versions(name))
 
+    def _put_default(self, name: str) -> None:
+        self._put(default_route(name, self._registry.latest(name).key.version))
+
     def _put(self, route: Route) -> None:
         self._routes[route.name] = route
         self._variant_names.update((name_hash(variant.name), variant.name) for variant in route.variants)
 
-    async def _learn_variant_names(self) -> None:
-        for name in self._registry.names:
-            for entry in await self._store.history(name, HISTORY_FOR_NAMES):
-                with suppress(KeyError, TypeError):
-                    names = [str(variant["name"]) for variant in entry.document["variants"]]
-                    self._variant_names.update((name_hash(variant), variant) for variant in names)
+    async def _learn_variant_names(self, name: str) -> None:
+        for entry in await self._store.history(name, HISTORY_FOR_NAMES):
+            with suppress(KeyError, TypeError):
+                names = [str(variant["name"]) for variant in entry.document["variants"]]
+                self._variant_names.update((name_hash(variant), variant) for variant in names)
 
-    def _load_snapshot(self) -> None:
+    def _load_snapshot(self, names: Collection[str]) -> None:
         try:
             documents = orjson.loads(self._snapshot.read_bytes())
         except FileNotFoundError:
@@ -151,7 +191,7 @@ class RouteTable:
         if not isinstance(documents, dict):
             logger.warning("%s: expected an object; starting without the last good routes", self._snapshot)
             return
-        for name in self._routes.keys() & documents.keys():
+        for name in documents.keys() & names:
             try:
                 self._put(compile_route(documents[name], name=name, versions=self._registry.versions(name)))
             except InvalidRoute as error:

@@ -57,10 +57,12 @@ class Watching:
 
     async def _report(self, name: str) -> JsonObject:
         versions = []
-        for version in self._registry.versions(name):
+        # Before the first look into the store: meanwhile a version may be unloaded.
+        configs = {version: self._registry.get(name, version).config for version in self._registry.versions(name)}
+        for version, config in configs.items():
             verdict = await self._stats.latest(name, version)
             window = await self._stats.progress(name, version)
-            monitoring = self._registry.get(name, version).config.monitoring
+            monitoring = config.monitoring
             versions.append(
                 {
                     "version": version,

@@ -17,6 +17,7 @@ from tests.support.requests import AFFINE, classify, error_of, inputs, outputs_o
 from tests.support.running import GatewayProcess, metric
 from tests.support.sockets import connection, read_answers, request_bytes
 
+EXTENSIONS = ["model_configuration", "parameters", "schedule_policy", "statistics"]
 MODELS = [
     *("affine", "busy", "classifier", *sorted(f"echo-{name}" for name in NUMPY_DTYPES if name != "BYTES")),
     *("fixed", "logarithm", "lookup", "text", "total", "unscored"),
@@ -27,7 +28,7 @@ class TestMetadata:
     def test_the_server_names_itself_and_only_extensions_that_work(self, gateway: GatewayProcess) -> None:
         response = gateway.public.get("/v2")
         assert response.status_code == 200
-        assert response.json() == {"name": "model-gateway", "version": package.__version__, "extensions": []}
+        assert response.json() == {"name": "model-gateway", "version": package.__version__, "extensions": EXTENSIONS}
 
     def test_it_is_live_and_ready(self, gateway: GatewayProcess) -> None:
         assert gateway.public.get("/v2/health/live").json() == {"live": True}
@@ -65,7 +66,7 @@ class TestErrors:
             ("POST", "/v2/models/affine/infer/"),
             ("POST", "/v2/models/affine/versions//infer"),
             ("POST", "/v2//models/affine/infer"),
-            ("GET", "/v2/models/affine/config"),
+            ("GET", "/v2/models/affine/trace/setting"),
             ("GET", "/metrics"),
             ("GET", "/admin/routes"),
             ("PUT", "/admin/routes/affine"),

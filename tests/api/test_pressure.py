@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 
+from tests.support import triton
 from tests.support.requests import error_of, turns
 from tests.support.running import GatewayProcess, metric, running
 from tests.support.sockets import connection, read_answers, request_bytes
@@ -62,6 +65,37 @@ class TestPressure:
             assert "waited 0.1 s in the queue" in error_of(response, 503)
             assert int(response.headers["retry-after"]) >= 1
             assert metric(impatient, "gateway_errors_total", model="busy", reason="deadline_exceeded") == 1
+
+    def test_a_timeout_of_a_requests_own_ends_its_wait_while_the_model_is_still_busy(
+        self, gateway: GatewayProcess
+    ) -> None:
+        failed = metric(gateway, "gateway_errors_total", model="busy", reason="deadline_exceeded")
+        with occupied(gateway, 50_000):
+            runs = metric(gateway, "gateway_batches_total", model="busy")
+            response = gateway.predict("busy", {**turns(1), "parameters": {"timeout": 2_000}})
+            assert metric(gateway, "gateway_batches_total", model="busy") == runs
+            assert metric(gateway, "gateway_queue_rows", model="busy") == 0
+        assert error_of(response, 503) == "waited 0.002 s in the queue"
+        assert response.headers["retry-after"] == "1"
+        assert metric(gateway, "gateway_errors_total", model="busy", reason="deadline_exceeded") == failed + 1
+
+    def test_a_request_of_high_priority_overtakes_those_that_came_before(self, gateway: GatewayProcess) -> None:
+        order: list[str] = []
+
+        def is_queued(rows: int) -> bool:
+            return metric(gateway, "gateway_queue_rows", model="busy") == rows
+
+        def ask(name: str, priority: int) -> None:
+            with triton.connected(gateway.public_url) as client:
+                turn = triton.tensor(np.array([[1]]), "INT64", "turns")
+                client.infer("busy", [turn], outputs=triton.outputs("y"), priority=priority)
+            order.append(name)
+
+        with occupied(gateway, 50_000), ThreadPoolExecutor(3) as pool:
+            for count, (name, priority) in enumerate((("first", 0), ("second", 2), ("third", 1)), 1):
+                pool.submit(ask, name, priority)
+                wait_until(partial(is_queued, count))
+        assert order == ["third", "second", "first"]
 
     def test_a_client_that_leaves_while_queued_is_counted_and_its_rows_are_not_run(
         self, gateway: GatewayProcess

@@ -14,7 +14,7 @@ from gateway.errors import InferenceFailed, InvalidRequest
 from gateway.protocol.datatypes import NUMPY_DTYPES
 from gateway.protocol.signature import check_request
 from gateway.protocol.v1_codec import TENSORFLOW_TYPES, Form, decode_predict, encode_predict, metadata
-from gateway.types import Array, InferenceRequest, InferenceResponse, ModelKey, Signature, TensorSpec, string_array
+from gateway.types import Array, InferenceResponse, ModelKey, Signature, TensorSpec, string_array
 
 ROWS = Signature((TensorSpec("x", "FP32", (-1, 3)),), (TensorSpec("y", "FP32", (-1, 3)),))
 BARE = Signature((TensorSpec("x", "INT64", (-1,)),), (TensorSpec("y", "INT64", (-1,)),))
@@ -107,7 +107,7 @@ class TestRequests:
         assert decoded.dtype == array.dtype
         assert decoded.shape == array.shape
         assert (decoded == array).all()
-        assert check_request(InferenceRequest("m", None, {"x": decoded}), signature, 10) >= 1
+        assert check_request({"x": decoded}, None, signature, 10) >= 1
 
 
 class TestRefusals:

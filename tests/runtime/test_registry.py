@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -145,3 +146,65 @@ def test_closing_waits_for_every_version(tmp_path: Path, executor: ThreadPoolExe
                 version.batcher.submit(Caller({"x": np.zeros((1, 3), np.float32)}))
 
     asyncio.run(scenario())
+
+
+def test_a_version_that_is_taken_out_is_found_no_more_and_the_rest_is(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine())
+    write_version(tmp_path, "m", "2", onnx_models.identity("INT64"))
+    registry = load(tmp_path, executor)
+    body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[1,2,3]}]}'
+    assert registry.decoders["m"].decode(body, "m", None, {}) is None
+    removed = registry.remove(ModelKey("m", "2"))
+    assert removed.key == ModelKey("m", "2")
+    assert registry.latest("m").key.version == "1"
+    decoded = registry.decoders["m"].decode(body, "m", None, {})
+    assert decoded is not None
+    assert decoded[0].fits is registry.get("m", "1").signature
+    with pytest.raises(NotFound, match="unknown version '2' of model 'm'; versions: 1"):
+        registry.remove(ModelKey("m", "2"))
+    registry.remove(ModelKey("m", "1"))
+    assert registry.names == registry.versions("m") == []
+    assert list(registry) == []
+    assert registry.decoders == {}
+    with pytest.raises(NotFound, match="unknown model 'm'; models: none"):
+        registry.latest("m")
+
+
+def test_a_version_that_loads_after_all_is_no_longer_refused(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine())
+    folder = write_version(tmp_path, "m", "2", b"no model")
+    registry = load(tmp_path, executor)
+    (folder / "model.onnx").write_bytes(onnx_models.affine())
+    registry.add(Loader("cpu", 1, executor, 30.0, answer).load(scan(tmp_path)[1]))
+    assert registry.refused == {}
+    assert registry.get("m", "2").signature is registry.get("m", "1").signature
+
+
+def test_looking_at_every_version_survives_a_change_meanwhile(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    for version in ("1", "2"):
+        write_version(tmp_path, "m", version, onnx_models.affine())
+    registry = load(tmp_path, executor)
+    seen = []
+    for loaded in registry:
+        seen.append(loaded.key.version)
+        registry.remove(loaded.key)
+    assert seen == ["1", "2"]
+
+
+def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    write_version(tmp_path, "m", "1", onnx_models.affine())
+    version = load(tmp_path, executor).get("m", "1")
+    session = weakref.ref(version.session._session)
+    caller = Caller({"x": np.zeros((1, 3), np.float32)})
+
+    async def scenario() -> None:
+        version.batcher.submit(caller)
+        await version.close()
+
+    asyncio.run(scenario())
+    assert len(caller.answer) == 1
+    assert session() is None

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StartupError
-from gateway.runtime.repository import VersionFolder, scan
+from gateway.runtime.repository import VersionFolder, scan, survey, usable
+from gateway.types import ModelKey
 from tests.support import onnx_models
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
@@ -73,6 +74,20 @@ def test_a_bad_model_toml_names_file_and_key(tmp_path: Path) -> None:
     write_version(tmp_path, "m", "1", CONTENT, toml="[batching]\nmax_rows = 1\n")
     with pytest.raises(StartupError, match=r"m/model\.toml: batching\.max_rows"):
         scan(tmp_path)
+
+
+def test_a_survey_tells_what_is_wrong_beside_what_is_right(tmp_path: Path) -> None:
+    write_version(tmp_path, "m", "1", CONTENT)
+    write_version(tmp_path, "m", "v2", CONTENT)
+    write_version(tmp_path, "bad", "1", CONTENT, toml="[batching]\nmax_rows = 1\n")
+    found = survey(tmp_path)
+    assert found.keys() == {ModelKey("m", "1"), ModelKey("m", "v2"), ModelKey("bad", "1")}
+    assert usable(found[ModelKey("m", "1")]).folder == tmp_path / "m" / "1"
+    with pytest.raises(StartupError, match="m/v2: a version is a whole number"):
+        usable(found[ModelKey("m", "v2")])
+    with pytest.raises(StartupError, match=r"bad/model\.toml: batching\.max_rows"):
+        usable(found[ModelKey("bad", "1")])
+    assert survey(tmp_path / "absent") == {}
 
 
 def test_a_published_version_verifies(tmp_path: Path) -> None:

@@ -6,15 +6,15 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gateway.runtime.registry import Loader
 from gateway.runtime.repository import scan
 from gateway.server import Listener
 from gateway.settings import load_settings
-from gateway.state.client import connect
+from gateway.state.client import Store, connect
 from gateway.wiring import Gateway
 from tests.support.planes import NOWHERE
 from tests.support.waiting import wait_until_async
@@ -27,25 +27,31 @@ class Doors:
     gateway: Gateway
     fast: int
     slow: int
+    ops: int
     fast_listener: Listener
 
 
 @asynccontextmanager
-async def two_doors(models: Path, folder: Path, max_body_bytes: int = 4096) -> AsyncIterator[Doors]:
-    """Both doors open, without a store: routes are the default ones and nothing is logged."""
-    settings = load_settings({"data_dir": folder, "max_body_bytes": max_body_bytes, "sample_rate": 0.0})
-    gateway = Gateway(settings, connect(NOWHERE), b"a key for this test alone")
-    with ThreadPoolExecutor(2) as executor, socket.socket() as first, socket.socket() as second:
-        Loader("cpu", 1, executor, 30.0, gateway.plane.finish).load_all(scan(models), gateway.registry)
+async def two_doors(
+    models: Path, folder: Path, max_body_bytes: int = 4096, store: Store | None = None, **options: Any
+) -> AsyncIterator[Doors]:
+    """Both doors open, and the ops port. Without a store routes are the default ones; nothing is logged."""
+    fixed = {"models": models, "data_dir": folder, "threads": 1, "sample_rate": 0.0}
+    settings = load_settings({**fixed, "max_body_bytes": max_body_bytes, **options})
+    with ThreadPoolExecutor(2) as executor, ExitStack() as stack:
+        gateway = Gateway(settings, store or connect(NOWHERE), b"a key for this test alone", "cpu", executor)
+        gateway.loader.load_all(scan(models), gateway.registry)
         gateway.routes.begin()
-        for sock in (first, second):
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for sock in sockets:
             sock.bind(("127.0.0.1", 0))
-        ports = [sock.getsockname()[1] for sock in (first, second)]
-        fast = Listener(gateway.public_app(), first, 1.0, gateway.fast_protocol())
-        slow = Listener(gateway.public_app(), second, 1.0)
-        async with fast.running(), slow.running():
-            await wait_until_async(lambda: fast.started and slow.started)
-            yield Doors(gateway, ports[0], ports[1], fast)
+        ports = [sock.getsockname()[1] for sock in sockets]
+        fast = Listener(gateway.public_app(), sockets[0], 1.0, gateway.fast_protocol())
+        slow = Listener(gateway.public_app(), sockets[1], 1.0)
+        ops = Listener(gateway.ops_app(), sockets[2], 1.0)
+        async with fast.running(), slow.running(), ops.running():
+            await wait_until_async(lambda: fast.started and slow.started and ops.started)
+            yield Doors(gateway, ports[0], ports[1], ports[2], fast)
             await gateway.registry.close()
 
 

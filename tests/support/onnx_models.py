@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -175,6 +176,15 @@ def busy() -> bytes:
         constant("none", np.float32(0.0)),
     ]
     return model(nodes, [value("turns", "INT64", ["n", 1])], [value("y", "INT64", ["n", 1])], constants)
+
+
+def large(size: int) -> bytes:
+    """`y = x @ m`, FP32 [rows, columns], with a matrix of about `size` bytes."""
+    columns = math.isqrt(size // 4)
+    matrix = np.random.default_rng(1).normal(size=(columns, columns)).astype(np.float32)
+    node = helper.make_node("MatMul", ["x", "m"], ["y"])
+    shape: Extents = ["n", columns]
+    return model([node], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [constant("m", matrix)])
 
 
 def write_version(models: Path, name: str, version: str, content: bytes, toml: str = "") -> Path:

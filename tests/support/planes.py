@@ -15,6 +15,7 @@ from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.repository import scan
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
+from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
 from gateway.serving.route_table import RouteTable
 from gateway.state.client import Store, connect
@@ -50,6 +51,8 @@ class Plane:
     signer: IdSigner
     metrics: GatewayMetrics
     log: RequestLog
+    loader: Loader
+    control: ModelControl
 
     def submit(
         self, model: str, inputs: dict[str, Array], version: str | None = None, headers: Mapping[str, str] | None = None
@@ -95,6 +98,8 @@ def plane_over(
     signer = IdSigner(b"a key for this test alone", b"abc")
     plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW)
     with ThreadPoolExecutor(2) as executor:
-        Loader("cpu", 1, executor, 30.0, plane.finish).load_all(scan(models), registry)
+        loader = Loader("cpu", 1, executor, 30.0, plane.finish)
+        loader.load_all(scan(models), registry)
         routes.begin()
-        yield Plane(plane, registry, routes, signer, metrics, log)
+        control = ModelControl(models, loader, plane, routes)
+        yield Plane(plane, registry, routes, signer, metrics, log, loader, control)

@@ -15,7 +15,6 @@ import pytest
 from tritonclient.grpc import InferInput, service_pb2_grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from gateway.api.grpc.extensions import Extensions
 from gateway.api.grpc.listener import GrpcListener
 from gateway.api.grpc.service import InferenceService
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
@@ -37,10 +36,11 @@ def address_of(gateway: GatewayProcess) -> str:
 
 @asynccontextmanager
 async def serving(
-    plane: Plane, extensions: Extensions | None = None, *, max_message_bytes: int = 2**20, shutdown_timeout: float = 5.0
+    plane: Plane, *, control_public: bool = False, max_message_bytes: int = 2**20, shutdown_timeout: float = 5.0
 ) -> AsyncIterator[str]:
     """The gRPC port over a plane; its address."""
-    service = InferenceService(plane.plane, Inventory(plane.plane, plane.routes), plane.metrics, extensions)
+    inventory = Inventory(plane.plane, plane.routes, plane.loader)
+    service = InferenceService(plane.plane, inventory, plane.control, plane.metrics, control_public=control_public)
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))

@@ -18,13 +18,16 @@ from google.protobuf.message_factory import GetMessageClass
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway import __version__
+from gateway.api.control import check_open
 from gateway.api.grpc.codec import FINAL_PARAMETER, decode_request, encode_response, parameters_of
-from gateway.api.grpc.extensions import Extensions
 from gateway.api.grpc.status import refuse, status_of
 from gateway.api.grpc.stream import AnswerStream
 from gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable, Unsupported
+from gateway.protocol.model_control import version_to_load, version_to_unload
+from gateway.protocol.parameters import NO_SHARED_MEMORY
 from gateway.serving.dataplane import DataPlane
-from gateway.serving.inventory import SERVER_NAME, Inventory
+from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
+from gateway.serving.model_control import ModelControl
 from gateway.telemetry.metrics import ERRORS, GatewayMetrics
 from gateway.types import InferenceResponse
 
@@ -42,12 +45,21 @@ class InferenceService:
     """The RPCs."""
 
     def __init__(
-        self, plane: DataPlane, inventory: Inventory, metrics: GatewayMetrics, extensions: Extensions | None = None
+        self,
+        plane: DataPlane,
+        inventory: Inventory,
+        control: ModelControl,
+        metrics: GatewayMetrics,
+        *,
+        control_public: bool,
     ) -> None:
+        """`control_public` lets clients load and unload models."""
         self._plane = plane
         self._inventory = inventory
+        self._control = control
         self._metrics = metrics
-        self._extensions = extensions or Extensions()
+        self._control_public = control_public
+        self._extensions = EXTENSIONS + REPOSITORY_EXTENSIONS if control_public else EXTENSIONS
         self._closing = asyncio.Event()
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -166,7 +178,7 @@ class InferenceService:
 
     async def server_metadata(self, _message: Any, _context: Context) -> pb.ServerMetadataResponse:
         """Only extensions that work are named."""
-        return pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=self._extensions.names)
+        return pb.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=self._extensions)
 
     async def model_metadata(self, message: pb.ModelMetadataRequest, _context: Context) -> pb.ModelMetadataResponse:
         """Of a version; without a number, of the one that takes most traffic."""
@@ -176,39 +188,41 @@ class InferenceService:
 
     async def model_config(self, message: pb.ModelConfigRequest, _context: Context) -> pb.ModelConfigResponse:
         """The configuration that Triton would have for a version."""
-        configuration = _present(self._extensions.configuration, "model configuration")
-        config = configuration.configuration(message.name, message.version or None)
+        config = self._inventory.configuration(message.name, message.version or None)
         return ParseDict({"config": config}, pb.ModelConfigResponse())
 
     async def model_statistics(
         self, message: pb.ModelStatisticsRequest, _context: Context
     ) -> pb.ModelStatisticsResponse:
         """Of a version, of all versions of a model, or of everything."""
-        statistics = _present(self._extensions.statistics, "statistics")
-        document = statistics.statistics(message.name or None, message.version or None)
+        document = self._inventory.statistics(message.name or None, message.version or None)
         return ParseDict(document, pb.ModelStatisticsResponse())
 
     async def repository_index(
         self, message: pb.RepositoryIndexRequest, _context: Context
     ) -> pb.RepositoryIndexResponse:
         """What the model repository holds, and in which state."""
-        repository = _present(self._extensions.repository, "the model repository", message)
-        return ParseDict({"models": await repository.index(only_ready=message.ready)}, pb.RepositoryIndexResponse())
+        _check_repository(message)
+        return ParseDict({"models": await self._control.index(only_ready=message.ready)}, pb.RepositoryIndexResponse())
 
     async def repository_load(
         self, message: pb.RepositoryModelLoadRequest, _context: Context
     ) -> pb.RepositoryModelLoadResponse:
-        """Load a model, or load it anew."""
-        repository = _present(self._extensions.repository, "the model repository", message)
-        await repository.load(message.model_name, parameters_of(message.parameters))
+        """Load what is not loaded of a model; answered when the versions take requests."""
+        _check_repository(message)
+        check_open(is_open=self._control_public)
+        version = version_to_load({"parameters": parameters_of(message.parameters)})
+        await self._control.load(message.model_name, version)
         return pb.RepositoryModelLoadResponse()
 
     async def repository_unload(
         self, message: pb.RepositoryModelUnloadRequest, _context: Context
     ) -> pb.RepositoryModelUnloadResponse:
-        """Stop serving a model."""
-        repository = _present(self._extensions.repository, "the model repository", message)
-        await repository.unload(message.model_name, parameters_of(message.parameters))
+        """Stop serving a model; answered when what was in flight is, and the memory is free."""
+        _check_repository(message)
+        check_open(is_open=self._control_public)
+        version = version_to_unload({"parameters": parameters_of(message.parameters)})
+        await self._control.unload(message.model_name, version)
         return pb.RepositoryModelUnloadResponse()
 
 
@@ -236,12 +250,10 @@ def _answering(handler: Unary) -> Unary:
 
 
 def _unsupported(name: str) -> Unary:
-    reason = (
-        "clients and gateway need not share a machine" if "SharedMemory" in name else "the gateway has no such thing"
-    )
+    reason = NO_SHARED_MEMORY if "SharedMemory" in name else f"{name} is not supported; the gateway has no such thing"
 
     async def answer(_message: Any, _context: Context) -> Any:
-        raise Unsupported(f"{name} is not supported: {reason}")
+        raise Unsupported(reason)
 
     return answer
 
@@ -268,10 +280,7 @@ def _headers(context: Context) -> Mapping[str, str]:
     return headers
 
 
-def _present(use_case: Any, what: str, message: Any = None) -> Any:
-    """The use case. Raises `Unsupported` where it is not there, or the message asks for one of several repositories."""
-    if use_case is None:
-        raise Unsupported(f"{what}: this gateway does not offer the extension")
-    if message is not None and message.repository_name:
+def _check_repository(message: Any) -> None:
+    """Raises `Unsupported` where the message asks for one of several repositories."""
+    if message.repository_name:
         raise Unsupported("repository_name: there is one repository; leave the name empty")
-    return use_case

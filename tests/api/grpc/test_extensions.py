@@ -1,177 +1,195 @@
-"""The extensions' RPCs over use cases of the shape that they ask for, through the real client."""
+"""Triton's extensions over gRPC, through the real client."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from tritonclient.grpc import aio as triton_aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from gateway.api.grpc.extensions import Extensions
-from gateway.errors import NotFound
-from gateway.types import JsonObject
+from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, Inventory
+from gateway.types import JsonObject, ModelKey
 from tests.support import onnx_models
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_over
-from tests.support.rpc import serving, stub
+from tests.support.rpc import floats, raw_input, serving, stub
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-DURATION = {"count": 3, "ns": 2**40}
-
-
-class Shelf:
-    """All three use cases over names alone; remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[Any, ...]] = []
-
-    async def index(self, *, only_ready: bool) -> list[JsonObject]:
-        """Two versions, one of them refused."""
-        entries = [
-            {"name": "a", "version": "1", "state": "READY", "reason": ""},
-            {"name": "a", "version": "2", "state": "UNAVAILABLE", "reason": "sha256 is another"},
-        ]
-        return entries[:1] if only_ready else entries
-
-    async def load(self, model: str, parameters: Mapping[str, Any]) -> None:
-        """Remember it. Raises `NotFound` for any but `a`."""
-        await asyncio.sleep(0)
-        self.told.append(("load", model, dict(parameters)))
-        if model != "a":
-            raise NotFound(f"unknown model {model!r}")
-
-    async def unload(self, model: str, parameters: Mapping[str, Any]) -> None:
-        """Remember it."""
-        self.told.append(("unload", model, dict(parameters)))
-
-    def statistics(self, model: str | None, version: str | None) -> JsonObject:
-        """Of one version, with every kind of member."""
-        self.told.append(("statistics", model, version))
-        inference = dict.fromkeys(("success", "fail", "queue", "compute_infer"), DURATION)
-        batch = {"batch_size": 4, "compute_infer": DURATION}
-        return {
-            "model_stats": [
-                {
-                    "name": "a",
-                    "version": "1",
-                    "inference_count": 12,
-                    "inference_stats": inference,
-                    "batch_stats": [batch],
-                }
-            ]
-        }
-
-    def configuration(self, model: str, version: str | None) -> JsonObject:
-        """As Triton writes it in JSON."""
-        self.told.append(("configuration", model, version))
-        return {
-            "name": model,
-            "platform": "onnxruntime_onnx",
-            "max_batch_size": 8,
-            "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": [3]}],
-            "instance_group": [{"name": "a_0", "kind": "KIND_CPU", "count": 1}],
-            "parameters": {"limit": {"string_value": "8"}},
-        }
 
 
 @pytest.fixture
-def plane(tmp_path: Path) -> Iterator[Plane]:
-    write_version(tmp_path / "models", "affine", "1", onnx_models.affine())
-    with plane_over(tmp_path / "models", tmp_path) as made:
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    write_version(folder, "affine", "1", onnx_models.affine())
+    write_version(folder, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
+    return folder
+
+
+@pytest.fixture
+def plane(models: Path, tmp_path: Path) -> Iterator[Plane]:
+    with plane_over(models, tmp_path) as made:
         yield made
 
 
-def test_each_rpc_asks_its_use_case_and_says_what_it_said(plane: Plane, run: Run) -> None:
-    shelf = Shelf()
-
-    async def scenario() -> None:
-        async with (
-            serving(plane, Extensions(shelf, shelf, shelf)) as address,
-            triton_aio.InferenceServerClient(address) as client,
-        ):
-            metadata = await client.get_server_metadata()
-            assert list(metadata.extensions) == ["model_repository", "statistics", "model_configuration"]
-            index = await client.get_model_repository_index(as_json=True)
-            assert index["models"][1] == {
-                "name": "a",
-                "version": "2",
-                "state": "UNAVAILABLE",
-                "reason": "sha256 is another",
-            }
-            await client.load_model("a", config='{"max_batch_size": 1}', files={"file:1/model.onnx": b"\0\1"})
-            await client.unload_model("a", unload_dependents=True)
-            statistics = await client.get_inference_statistics("a", "1")
-            config = (await client.get_model_config("a")).config
-            with pytest.raises(InferenceServerException) as caught:
-                await client.load_model("b")
-            assert (caught.value.status(), caught.value.message()) == ("StatusCode.NOT_FOUND", "unknown model 'b'")
-        (version,) = statistics.model_stats
-        assert (version.inference_count, version.inference_stats.queue.ns) == (12, 2**40)
-        assert version.batch_stats[0].compute_infer.count == 3
-        assert (config.max_batch_size, list(config.input[0].dims)) == (8, [3])
-        assert config.parameters["limit"].string_value == "8"
-
-    run(scenario())
-    assert shelf.told == [
-        ("load", "a", {"config": '{"max_batch_size": 1}', "file:1/model.onnx": b"\0\1"}),
-        ("unload", "a", {"unload_dependents": True}),
-        ("statistics", "a", "1"),
-        ("configuration", "a", None),
-        ("load", "b", {}),
-    ]
+@asynccontextmanager
+async def connected(plane: Plane, **options: Any) -> AsyncIterator[Any]:
+    """NVIDIA's client of the gRPC port over a plane."""
+    async with serving(plane, **options) as address, triton_aio.InferenceServerClient(address) as client:
+        yield client
 
 
-def test_only_what_is_there_is_advertised_and_the_rest_says_that_it_is_not(plane: Plane, run: Run) -> None:
-    async def scenario() -> None:
-        async with (
-            serving(plane, Extensions(statistics=Shelf())) as address,
-            triton_aio.InferenceServerClient(address) as client,
-        ):
-            assert list((await client.get_server_metadata()).extensions) == ["statistics"]
-            assert len((await client.get_inference_statistics()).model_stats) == 1
-            for call in (client.load_model("a"), client.unload_model("a"), client.get_model_config("a")):
-                with pytest.raises(InferenceServerException) as caught:
-                    await call
-                assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
-
-    run(scenario())
+async def refusal(call: Coroutine[Any, Any, Any]) -> tuple[str, str]:
+    """Code and message of what the client raises."""
+    with pytest.raises(InferenceServerException) as caught:
+        await call
+    return caught.value.status().removeprefix("StatusCode."), caught.value.message()
 
 
-@pytest.mark.parametrize("rpc", ["RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"])
-def test_a_repository_by_name_is_refused_for_there_is_one(rpc: str, plane: Plane, run: Run) -> None:
-    async def scenario() -> None:
-        async with serving(plane, Extensions(Shelf())) as address, grpc.aio.insecure_channel(address) as channel:
-            request = getattr(pb, f"{rpc}Request")(repository_name="other")
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await getattr(stub(channel), rpc)(request)
-            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert "repository_name" in (caught.value.details() or "")
+class TestLooking:
+    def test_statistics_are_those_of_http(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                await client.infer("affine", [raw_input(np.concatenate([floats(1, 2, 3)] * 4), "FP32")])
+                (version,) = (await client.get_inference_statistics("affine", "1")).model_stats
+                document = plane.registry.get("affine", "1").statistics.document(ModelKey("affine", "1"), 0.0)
+                assert (version.inference_count, version.execution_count) == (4, 1)
+                assert version.inference_stats.queue.ns == document["inference_stats"]["queue"]["ns"]
+                assert version.batch_stats[0].batch_size == 4
+                assert version.batch_stats[0].compute_infer.count == 1
+                every = (await client.get_inference_statistics()).model_stats
+                assert [stats.name for stats in every] == ["affine", "busy"]
+                code, message = await refusal(client.get_inference_statistics("affine", "9"))
+                assert (code, message) == ("NOT_FOUND", "unknown version '9' of model 'affine'; versions: 1")
 
-    run(scenario())
+        run(scenario())
 
+    def test_the_configuration_is_that_of_http(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                config = (await client.get_model_config("busy")).config
+            assert (config.platform, config.max_batch_size, list(config.input[0].dims)) == ("onnxruntime_onnx", 1, [1])
+            policy = config.dynamic_batching.default_queue_policy
+            assert policy.default_timeout_microseconds == 30_000_000
+            assert config.parameters["max_queue_rows"].string_value
 
-def test_a_bug_in_a_use_case_is_internal_and_hidden_from_the_client(
-    plane: Plane, run: Run, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(Shelf):
-        def configuration(self, model: str, version: str | None) -> JsonObject:
+        run(scenario())
+
+    def test_a_bug_is_internal_and_hidden_from_the_client(
+        self, plane: Plane, run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(_self: Inventory, _model: str, _version: str | None) -> JsonObject:
             raise KeyError("a secret of the implementation")
 
-    async def scenario() -> None:
-        async with (
-            serving(plane, Extensions(configuration=Broken())) as address,
-            triton_aio.InferenceServerClient(address) as client,
-        ):
-            with pytest.raises(InferenceServerException) as caught:
-                await client.get_model_config("a")
-            assert caught.value.status() == "StatusCode.INTERNAL"
-            assert caught.value.message() == "internal error; the gateway's log says more"
+        monkeypatch.setattr(Inventory, "configuration", broken)
 
-    run(scenario())
-    assert "a secret of the implementation" in caplog.text
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                code, message = await refusal(client.get_model_config("affine"))
+                assert (code, message) == ("INTERNAL", "internal error; the gateway's log says more")
+
+        run(scenario())
+        assert "a secret of the implementation" in caplog.text
+
+
+class TestRepository:
+    def test_nvidias_client_loads_and_unloads_where_it_may(self, plane: Plane, models: Path, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane, control_public=True) as client:
+
+                async def states() -> dict[str, str]:
+                    index = await client.get_model_repository_index()
+                    return {f"{entry.name}/{entry.version}": entry.state for entry in index.models}
+
+                assert tuple((await client.get_server_metadata()).extensions) == EXTENSIONS + REPOSITORY_EXTENSIONS
+                write_version(models, "affine", "2", onnx_models.affine(3.0))
+                assert await states() == {"affine/1": "READY", "affine/2": "UNAVAILABLE", "busy/1": "READY"}
+                await client.load_model("affine")
+                result = await client.infer("affine", [raw_input(floats(1, 2, 3), "FP32")])
+                assert result.get_response().model_version == "2"
+                await client.unload_model("affine", unload_dependents=True)
+                assert await states() == {"affine/1": "UNAVAILABLE", "affine/2": "UNAVAILABLE", "busy/1": "READY"}
+                code, message = await refusal(client.load_model("absent"))
+                assert (code, message.split("/")[0]) == ("NOT_FOUND", "the model repository holds no absent")
+                code, message = await refusal(client.load_model("affine", config="{}"))
+                assert code == "UNIMPLEMENTED"
+                assert "parameters.config" in message
+
+        run(scenario())
+
+    def test_one_version_can_be_named(self, plane: Plane, models: Path, run: Run) -> None:
+        write_version(models, "affine", "2", onnx_models.affine(3.0))
+
+        async def scenario() -> None:
+            async with (
+                serving(plane, control_public=True) as address,
+                grpc.aio.insecure_channel(address) as channel,
+            ):
+                load = pb.RepositoryModelLoadRequest(model_name="affine")
+                load.parameters["version"].string_param = "2"
+                await stub(channel).RepositoryModelLoad(load)
+                assert plane.registry.versions("affine") == ["1", "2"]
+                unload = pb.RepositoryModelUnloadRequest(model_name="affine")
+                unload.parameters["version"].string_param = "1"
+                await stub(channel).RepositoryModelUnload(unload)
+                assert plane.registry.versions("affine") == ["2"]
+
+        run(scenario())
+
+    def test_elsewhere_it_may_only_look(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                assert tuple((await client.get_server_metadata()).extensions) == EXTENSIONS
+                assert len((await client.get_model_repository_index()).models) == 2
+                for call in (client.load_model("affine"), client.unload_model("affine")):
+                    code, message = await refusal(call)
+                    assert code == "PERMISSION_DENIED"
+                    assert "--control-public" in message
+            assert plane.registry.versions("affine") == ["1"]
+
+        run(scenario())
+
+    @pytest.mark.parametrize("rpc", ["RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"])
+    def test_a_repository_by_name_is_refused_for_there_is_one(self, rpc: str, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with (
+                serving(plane, control_public=True) as address,
+                grpc.aio.insecure_channel(address) as channel,
+            ):
+                request = getattr(pb, f"{rpc}Request")(repository_name="other")
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await getattr(stub(channel), rpc)(request)
+                assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+                assert "repository_name" in (caught.value.details() or "")
+
+        run(scenario())
+
+
+class TestSchedule:
+    def test_a_timeout_of_a_requests_own_is_a_deadline(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                turns = np.array([[60_000]], np.int64)
+                # The rows of zeros at the start were fast, so the first slow run is still on the event loop.
+                await plane.predict("busy", {"turns": turns})
+                plane.submit("busy", {"turns": turns})
+                hasty = raw_input(np.array([[1]], np.int64), "INT64", "turns")
+                code, message = await refusal(client.infer("busy", [hasty], timeout=2_000))
+                assert (code, message) == ("DEADLINE_EXCEEDED", "waited 0.002 s in the queue")
+
+        run(scenario())
+
+    def test_a_priority_out_of_range_is_refused(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with connected(plane) as client:
+                code, message = await refusal(client.infer("affine", [raw_input(floats(1, 2, 3), "FP32")], priority=4))
+                assert code == "INVALID_ARGUMENT"
+                assert message.startswith("parameters.priority: expected a whole number from 0 (the default) to 3")
+
+        run(scenario())

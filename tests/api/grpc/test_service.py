@@ -22,6 +22,7 @@ from tritonclient.utils import InferenceServerException
 from gateway import __version__
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.types import Array, string_array
+from gateway.serving.inventory import EXTENSIONS
 from tests.support.requests import AFFINE
 from tests.support.rpc import (
     address_of,
@@ -286,11 +287,9 @@ class TestRefusals:
 
     def test_what_is_not_implemented_says_so(self, client: InferenceServerClient) -> None:
         for call, reason in (
-            (client.get_system_shared_memory_status, "share a machine"),
+            (client.get_system_shared_memory_status, "shared memory is not supported"),
             (client.get_trace_settings, "TraceSetting is not supported"),
-            (lambda: client.get_model_config("affine"), "model configuration"),
-            (client.get_inference_statistics, "statistics"),
-            (client.get_model_repository_index, "the model repository"),
+            (client.get_log_settings, "LogSettings is not supported"),
         ):
             with pytest.raises(InferenceServerException) as caught:
                 call()
@@ -303,7 +302,7 @@ class TestMetadata:
         assert client.is_server_live()
         assert client.is_server_ready()
         metadata = client.get_server_metadata(as_json=True)
-        assert metadata == {"name": "model-gateway", "version": __version__}
+        assert metadata == {"name": "model-gateway", "version": __version__, "extensions": list(EXTENSIONS)}
 
     def test_of_a_model_are_those_of_http(self, client: InferenceServerClient, rpc_gateway: GatewayProcess) -> None:
         for path, arguments in (("affine", ("affine",)), ("classifier/versions/1", ("classifier", "1"))):

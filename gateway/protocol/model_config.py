@@ -1,0 +1,85 @@
+"""A model version as Triton's `ModelConfig` (Triton's "Model Configuration Extension").
+
+Clients such as `perf_analyzer` read from it whether requests may carry several rows. Numbers that Triton has no field
+for stand under `parameters`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gateway.protocol.datatypes import BYTES
+from gateway.protocol.parameters import DEFAULT_PRIORITY, MICROSECONDS, PRIORITY_LEVELS
+from gateway.types import JsonObject, Signature, TensorSpec
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+
+
+class QueueLimits(NamedTuple):
+    """Limits of one version's queue."""
+
+    max_batch_rows: int
+    max_request_rows: int
+    max_queue_rows: int
+    timeout: float
+    """Longest wait in seconds."""
+
+
+def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, is_on_gpu: bool) -> JsonObject:
+    """The configuration; dims are without the row axis where `max_batch_size` is above 0."""
+    is_batchable = signature.is_batchable
+    config: JsonObject = {
+        "name": name,
+        "platform": PLATFORM,
+        "backend": BACKEND,
+        "version_policy": {"all": {}},
+        "max_batch_size": limits.max_batch_rows if is_batchable else 0,
+        "input": [_input(spec, is_batchable) for spec in signature.inputs],
+        "output": [_output(spec, is_batchable) for spec in signature.outputs],
+        "instance_group": [_instance(name, is_on_gpu)],
+        "default_model_filename": file,
+        "parameters": {
+            "max_request_rows": {"string_value": str(limits.max_request_rows)},
+            "max_queue_rows": {"string_value": str(limits.max_queue_rows)},
+        },
+        "model_transaction_policy": {"decoupled": False},
+        "response_cache": {"enable": False},
+    }
+    if is_batchable:
+        config["dynamic_batching"] = _dynamic_batching(limits)
+    return config
+
+
+def _tensor(spec: TensorSpec, is_batchable: bool) -> JsonObject:
+    datatype = "STRING" if spec.datatype == BYTES else spec.datatype
+    return {"name": spec.name, "data_type": f"TYPE_{datatype}", "dims": list(spec.shape[is_batchable:])}
+
+
+def _input(spec: TensorSpec, is_batchable: bool) -> JsonObject:
+    rest = {"format": "FORMAT_NONE", "is_shape_tensor": False, "allow_ragged_batch": False, "optional": False}
+    return {**_tensor(spec, is_batchable), **rest}
+
+
+def _output(spec: TensorSpec, is_batchable: bool) -> JsonObject:
+    return {**_tensor(spec, is_batchable), "label_filename": "", "is_shape_tensor": False}
+
+
+def _instance(name: str, is_on_gpu: bool) -> JsonObject:
+    kind, gpus = ("KIND_GPU", [0]) if is_on_gpu else ("KIND_CPU", [])
+    return {"name": f"{name}_0", "kind": kind, "count": 1, "gpus": gpus}
+
+
+def _dynamic_batching(limits: QueueLimits) -> JsonObject:
+    return {
+        "preferred_batch_size": [limits.max_batch_rows],
+        "max_queue_delay_microseconds": 0,
+        "preserve_ordering": False,
+        "priority_levels": PRIORITY_LEVELS,
+        "default_priority_level": DEFAULT_PRIORITY,
+        "default_queue_policy": {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": round(limits.timeout * MICROSECONDS),
+            "allow_timeout_override": True,
+        },
+    }
