@@ -39,13 +39,13 @@ def decode_object(body: bytes, path: str = "body") -> JsonObject:
 
 def _no_json_number(text: str, position: int) -> str | None:
     """What to do about NaN or infinity, if it is that which stands at a position of the text, or behind its sign."""
-    found = NO_JSON_NUMBER.match(text, position) or NO_JSON_NUMBER.match(text, max(0, position - 1))
-    start = text.rfind('"data"', 0, position)
-    if found is None or start < 0:
+    found = NO_JSON_NUMBER.match(text, position - (text[position - 1 : position] == "-"))
+    if found is None:
         return None
+    start = text.rfind('"data"', 0, position)
     # However the numbers are nested, there are as many commas before one as numbers.
-    index = text.count(",", start, found.start())
-    return f"data[{index}] is {found[0]}, which JSON cannot hold; send the tensor as binary data (char {found.start()})"
+    index = f"data[{text.count(',', start, found.start())}]" if start >= 0 else f"character {found.start()}"
+    return f"{index} is {found[0]}, which JSON cannot hold; v2 takes it as binary tensor data"
 
 
 def decode_request(
@@ -102,7 +102,7 @@ def check_finite(spec: TensorSpec, values: Array) -> None:
         value = values.ravel()[position]
         raise InferenceFailed(
             f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold; "
-            "ask for binary data (`binary_data_output`)"
+            "v2 gives it as binary tensor data (`binary_data_output`)"
         )
 
 

@@ -21,8 +21,8 @@ from tritonclient.utils import InferenceServerException
 
 from gateway import __version__
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
-from gateway.types import Array, string_array
 from gateway.serving.inventory import EXTENSIONS
+from gateway.types import Array, string_array
 from tests.support.requests import AFFINE
 from tests.support.rpc import (
     address_of,
