@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 from gateway.api.body import too_large
 from gateway.api.compression import accepted_encoding
 from gateway.api.door import Answer, Body, InferenceDoor
-from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over
+from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over, new_parser
 from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
 from gateway.api.slot import CompressingSlot, Slot
 from gateway.api.wire import OK_ANSWER, head_of, write_all
@@ -116,10 +116,13 @@ class FastProtocol(HttpToolsProtocol):
                     self._admit(head, data[end + 4 :], is_last=False)
                     return
                 if missing >= LARGE_BODY_BYTES and head.announced is not None:
-                    self._receive(head, memoryview(data)[end + 4 :])
+                    self._receive(head, memoryview(data)[end + 4 :], is_last=False)
                     return
             self._start = data
         super().data_received(data)
+        if self._target is not None and self._announced is not None and self._length is not None:
+            if self._length - self._size >= LARGE_BODY_BYTES:
+                self._leave_parser(self._target, self._length)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: take no more requests from it."""
@@ -213,30 +216,42 @@ class FastProtocol(HttpToolsProtocol):
         self._body = []
         is_last = not self.parser.should_keep_alive()
         head = Head(target, self.headers, len(body), self._announced, self._coding)
-        if not is_last and not self.expect_100_continue:
+        if not is_last:
             self._remember(head, body)
         self._admit(head, body, is_last=is_last)
 
     def _remember(self, head: Head, body: bytes) -> None:
-        """Spare the parser this head from now on, if it came in one piece."""
+        """Spare the parser this head from now on, if it came in one piece; `body` is all that is read of the body."""
         raw, end, rest = self._start.partition(HEAD_END)
         self._start = b""
         # Behind the first empty line of a request that begins with its verb is its body.
-        if end and raw.startswith(b"POST") and body.startswith(rest) and len(body) == self._length:
+        is_whole = bool(end) and raw.startswith(b"POST") and body.startswith(rest)
+        if is_whole and head.length == self._length and not self.expect_100_continue:
             self._share.learn(raw, head)
 
-    def _receive(self, head: Head, start: memoryview) -> None:
-        """Let the rest of a large body come without the parser, which has not seen the head either."""
+    def _leave_parser(self, target: Target, length: int) -> None:
+        """The rest of a large body comes without the parser; a new one reads what follows."""
+        head = Head(target, self.headers, length, self._announced, self._coding)
+        start = b"".join(self._body)
+        self._body = []
+        is_last = not self.parser.should_keep_alive()
+        if not is_last:
+            self._remember(head, start)
+        self.parser = new_parser(self)
+        self._receive(head, memoryview(start), is_last=is_last)
+
+    def _receive(self, head: Head, start: memoryview, *, is_last: bool) -> None:
+        """Let the rest of a large body come to where it stays."""
         self._target = head.target
         self._is_between = False
-        hand_over(self, LargeBody(self, head, start))
+        hand_over(self, LargeBody(self, head, start, is_last=is_last))
 
-    def on_large_body(self, head: Head, body: memoryview) -> None:
+    def on_large_body(self, head: Head, body: memoryview, *, is_last: bool) -> None:
         """The request is whole: read on as before."""
         hand_over(self, self)
         self._target = None
         self._is_between = True
-        self._admit(head, body, is_last=False)
+        self._admit(head, body, is_last=is_last)
 
     def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""

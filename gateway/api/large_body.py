@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+import httptools
 import numpy as np
 
 from gateway.api.recognition import Head
@@ -27,10 +28,11 @@ ALIGNMENT = 64
 class LargeBody(asyncio.BufferedProtocol):
     """Takes the rest of one body off the connection, and gives the connection back."""
 
-    def __init__(self, connection: FastProtocol, head: Head, start: memoryview) -> None:
-        """`start` is what came of the body with the head."""
+    def __init__(self, connection: FastProtocol, head: Head, start: memoryview, *, is_last: bool) -> None:
+        """`start` is what came of the body with the head; `is_last` is for `FastProtocol.on_large_body`."""
         self._connection = connection
         self._head = head
+        self._is_last = is_last
         self._body = _aligned(head)
         self._filled = len(start)
         self._body[: self._filled] = start
@@ -44,7 +46,7 @@ class LargeBody(asyncio.BufferedProtocol):
         self._filled += count
         self._connection.last_data = self._connection.loop.time()
         if self._filled == self._head.length:
-            self._connection.on_large_body(self._head, self._body)
+            self._connection.on_large_body(self._head, self._body, is_last=self._is_last)
 
     def eof_received(self) -> None:
         """The client sends no more."""
@@ -61,6 +63,13 @@ class LargeBody(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._connection.resume_writing()
+
+
+def new_parser(connection: FastProtocol) -> httptools.HttpRequestParser:
+    """One that has read nothing yet, set up as uvicorn does it."""
+    parser = httptools.HttpRequestParser(connection)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 def hand_over(connection: FastProtocol, protocol: asyncio.BaseProtocol) -> None:

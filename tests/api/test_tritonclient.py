@@ -120,11 +120,10 @@ def any_bits(seed: int, datatype: str, shape: tuple[int, ...], *, finite: bool) 
     raw = np.random.default_rng(seed).bytes(math.prod(shape) * dtype.itemsize)
     if dtype.kind == "b":
         return (np.frombuffer(raw, np.uint8) % 2 == 1).reshape(shape)
-    array = np.frombuffer(raw, dtype).reshape(shape)
-    if not finite or dtype.kind != "f":
-        return array
-    cleaned: Array = np.where(np.isfinite(array), array, dtype.type(0))
-    return cleaned
+    array: Array = np.frombuffer(bytearray(raw), dtype)
+    if finite and dtype.kind == "f":
+        array[~np.isfinite(array)] = 0
+    return array.reshape(shape)
 
 
 def texts(array: Array) -> Array:
