@@ -142,7 +142,9 @@ def serve(kind: Kind, model: str, threads: int) -> Iterator[Running]:
     with ExitStack() as stack:
         venv = None if kind.is_gateway else environment(kind.peer or kind.name)
         python = sys.executable if venv is None else relative(venv / "bin" / "python")
-        facts = {**ports, "python": python, "venv": relative(venv) if venv else "", "threads": str(threads)}
+        # With all cores to use, the gateway finds out how; with one, it is told as the others are.
+        own_threads = 0 if kind.is_gateway and threads > 1 else threads
+        facts = {**ports, "python": python, "venv": relative(venv) if venv else "", "threads": str(own_threads)}
         program = [part.format_map(facts) for part in kind.program]
         store = _store(stack, kind.name, ports["port3"]) if kind.is_gateway else None
         if kind.is_gateway:

@@ -21,25 +21,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.api.body import too_large
-from gateway.api.compression import accepted_encoding
 from gateway.api.door import Answer, Body, InferenceDoor
 from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over, new_parser
-from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
+from gateway.api.recognition import NOTED_HEADERS, Head, HeadNotes, RequestHeaders, ServerShare, Target
 from gateway.api.slot import CompressingSlot, Slot
 from gateway.api.wire import OK_ANSWER, head_of, write_all
 from gateway.errors import GatewayError
-from gateway.protocol.binary_codec import BINARY_HEADER
 
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 128
 """Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
-BINARY_FIELD = BINARY_HEADER.encode()
-UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
-"""Whoever sends one of these asks for more than the fast path does."""
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD}
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
+OK = 200
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
 
@@ -75,15 +70,10 @@ class FastProtocol(HttpToolsProtocol):
         self._idle_timer: asyncio.TimerHandle | None = None
         # Of the request that is being read.
         self._target: Target | None = None
-        self._is_unusual = False
+        self._notes = HeadNotes(max_body_bytes)
         self._is_refused = False
         self._start = b""
-        """What came in one piece with the first byte of the request."""
-        self._length: int | None = None
-        """Of the body, if the head announces it."""
-        self._announced: str | None = None
-        self._coding: str | None = None
-        """Both as `Head` has them."""
+        """What came in one piece with the first byte of the request, if nothing stood before that."""
         self._body: list[bytes] = []
         self._size = 0
 
@@ -120,9 +110,8 @@ class FastProtocol(HttpToolsProtocol):
                     return
             self._start = data
         super().data_received(data)
-        if self._target is not None and self._announced is not None and self._length is not None:
-            if self._length - self._size >= LARGE_BODY_BYTES:
-                self._leave_parser(self._target, self._length)
+        if self._target is not None and self._notes.announced is not None:
+            self._leave_parser(self._target, self._notes.length or 0)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: take no more requests from it."""
@@ -159,12 +148,8 @@ class FastProtocol(HttpToolsProtocol):
         """A request begins; its ASGI scope is made only if it goes the slow way."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self._is_unusual = False
+        self._notes.begin()
         self._is_between = False
-        self._length = None
-        self._announced = None
-        self._coding = None
         self._target = None
 
     def on_url(self, url: bytes) -> None:
@@ -176,10 +161,11 @@ class FastProtocol(HttpToolsProtocol):
         name = name.lower()
         self.headers.append((name, value))
         if name in NOTED_HEADERS:
-            self._note(name, value)
+            self._notes.note(name, value)
 
     def on_headers_complete(self) -> None:
         """Decide which way the request goes."""
+        self.expect_100_continue = self._notes.expects
         target = self._share.target(self.url)
         if target is None or not self._is_fast():
             self._go_slow()
@@ -204,6 +190,7 @@ class FastProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole: go on with it."""
         target = self._target
+        start, self._start = self._start, b""
         self._is_between = True
         if target is None:
             super().on_message_complete()
@@ -215,30 +202,31 @@ class FastProtocol(HttpToolsProtocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         is_last = not self.parser.should_keep_alive()
-        head = Head(target, self.headers, len(body), self._announced, self._coding)
+        head = Head(target, self.headers, len(body), self._notes.announced, self._notes.coding)
         if not is_last:
-            self._remember(head, body)
+            self._remember(head, start)
         self._admit(head, body, is_last=is_last)
 
-    def _remember(self, head: Head, body: bytes) -> None:
-        """Spare the parser this head from now on, if it came in one piece; `body` is all that is read of the body."""
-        raw, end, rest = self._start.partition(HEAD_END)
-        self._start = b""
-        # Behind the first empty line of a request that begins with its verb is its body.
-        is_whole = bool(end) and raw.startswith(b"POST") and body.startswith(rest)
-        if is_whole and head.length == self._length and not self.expect_100_continue:
+    def _remember(self, head: Head, start: bytes) -> None:
+        """Spare the parser this head from now on, if it came in one piece: in `start`, which begins with it."""
+        raw, end, _ = start.partition(HEAD_END)
+        # An empty line before the verb would be taken for the end of the head.
+        is_whole = bool(end) and raw.startswith(b"POST")
+        if is_whole and head.length == self._notes.length and not self.expect_100_continue:
             self._share.learn(raw, head)
 
     def _leave_parser(self, target: Target, length: int) -> None:
-        """The rest of a large body comes without the parser; a new one reads what follows."""
-        head = Head(target, self.headers, length, self._announced, self._coding)
-        start = b"".join(self._body)
-        self._body = []
+        """If a large body is still to come, let it come without the parser; a new one reads what follows."""
+        if length - self._size < LARGE_BODY_BYTES:
+            return
+        head = Head(target, self.headers, length, self._notes.announced, self._notes.coding)
         is_last = not self.parser.should_keep_alive()
         if not is_last:
-            self._remember(head, start)
+            self._remember(head, self._start)
+        self._start = b""
         self.parser = new_parser(self)
-        self._receive(head, memoryview(start), is_last=is_last)
+        pieces, self._body = self._body, []
+        self._receive(head, memoryview(b"".join(pieces)), is_last=is_last)
 
     def _receive(self, head: Head, start: memoryview, *, is_last: bool) -> None:
         """Let the rest of a large body come to where it stays."""
@@ -319,25 +307,10 @@ class FastProtocol(HttpToolsProtocol):
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:
             self.transport.close()
 
-    def _note(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
-            self._length = int(value)
-            self._is_unusual |= self._length > self._max_body_bytes
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        elif name == b"accept-encoding":
-            self._coding = accepted_encoding(value.decode("latin-1"))
-        elif name == BINARY_FIELD:
-            # Of several the first counts, as it does for Starlette.
-            self._announced = self._announced if self._announced is not None else value.decode("latin-1")
-        else:
-            self._is_unusual = True
-
     def _is_fast(self) -> bool:
         """Whether an inference request may overtake Starlette."""
         parser = self.parser
-        if self._is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+        if self._notes.is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
         return not self._slow_is_pending() and not (self.expect_100_continue and self.slots)
 
@@ -351,17 +324,18 @@ class FastProtocol(HttpToolsProtocol):
 
     # -- Answers -------------------------------------------------------------------------------------------------------
 
-    def has_only(self, slot: Slot) -> bool:
-        """Whether this is the one request of a connection that stays open."""
-        return len(self.slots) == 1 and self.slots[0] is slot and not slot.is_last and not self._is_stopping
-
-    def write_ok(self, prediction_id: bytes, body: bytes) -> None:
-        """Answer the only request; of a client that does not pipeline, every one is."""
-        self.slots.clear()
+    def send_ok(self, slot: Slot, body: bytes) -> None:
+        """Send a 200; of a client that does not pipeline, each is the only one that the connection waits for."""
+        slots = self.slots
+        if len(slots) > 1 or slot.is_last or self._is_stopping:
+            self.send(slot, Answer(OK, body, slot.prediction_id.decode()))
+            return
+        slots.clear()
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
-            head = self._share.ok_head(self.server_state.default_headers)
-            self.transport.write(OK_ANSWER % (head, prediction_id, len(body), body))
+            share, fields = self._share, self.server_state.default_headers
+            head = share.head if share.fields is fields else share.ok_head(fields)
+            self.transport.write(OK_ANSWER % (head, slot.prediction_id, len(body), body))
             if self.flow.read_paused or self.pipeline or self._malformed is not None:
                 self._go_on()
 

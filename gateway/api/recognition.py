@@ -6,9 +6,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from gateway.api.compression import accepted_encoding
+from gateway.protocol.binary_codec import BINARY_HEADER
+
 TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
 MAX_TARGETS = 4096
 """Request targets remembered, so that each is matched once."""
+
+BINARY_FIELD = BINARY_HEADER.encode()
+UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
+"""Whoever sends one of these asks for more than the fast path does."""
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD}
 
 MAX_HEADS = 2048
 """Request heads remembered: a client sends few, but one that stamps each request anew sends no two alike."""
@@ -47,6 +55,44 @@ class RequestHeaders(Mapping[str, str]):
         return len({field for field, _ in self.fields})
 
 
+class HeadNotes:
+    """What the header fields of the request that is being read say, as far as the fast path cares."""
+
+    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes")
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.begin()
+
+    def begin(self) -> None:
+        """Another request."""
+        self.length: int | None = None
+        """Of the body, if the head announces it."""
+        self.announced: str | None = None
+        self.coding: str | None = None
+        """Both as `Head` has them."""
+        self.expects = False
+        """The client waits for `100 Continue`."""
+        self.is_unusual = False
+        """The client asks for more than the fast path does."""
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """One of the `NOTED_HEADERS`."""
+        if name == b"content-length":
+            # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
+            self.length = int(value)
+            self.is_unusual |= self.length > self.max_body_bytes
+        elif name == b"expect":
+            self.expects = value.lower() == b"100-continue"
+        elif name == b"accept-encoding":
+            self.coding = accepted_encoding(value.decode("latin-1"))
+        elif name == BINARY_FIELD:
+            # Of several the first counts, as it does for Starlette.
+            self.announced = self.announced if self.announced is not None else value.decode("latin-1")
+        else:
+            self.is_unusual = True
+
+
 class Head(NamedTuple):
     """What the parser read out of the head of an inference request with nothing unusual in it."""
 
@@ -63,14 +109,15 @@ class Head(NamedTuple):
 class ServerShare:
     """What the connections of a server share."""
 
-    __slots__ = ("_fields", "_head", "heads", "targets")
+    __slots__ = ("fields", "head", "heads", "targets")
 
     def __init__(self) -> None:
         self.targets: dict[bytes, Target | None] = {}
         self.heads: dict[bytes, Head] = {}
         """By their bytes: what the parser has read once it need not read again."""
-        self._fields: list[tuple[bytes, bytes]] | None = None
-        self._head = b""
+        self.fields: list[tuple[bytes, bytes]] | None = None
+        """Uvicorn's default headers, as they stand in `head`."""
+        self.head = b""
 
     def target(self, url: bytes) -> Target | None:
         """Whom a request target names; None if it is no inference request."""
@@ -92,8 +139,8 @@ class ServerShare:
 
     def ok_head(self, fields: list[tuple[bytes, bytes]]) -> bytes:
         """The head of a 200 up to the prediction id; `fields` are uvicorn's default headers, renewed each second."""
-        if fields is not self._fields:
-            self._fields = fields
+        if fields is not self.fields:
+            self.fields = fields
             lines = b"".join(name + b": " + value + b"\r\n" for name, value in fields)
-            self._head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
-        return self._head
+            self.head = b"HTTP/1.1 200 OK\r\n" + lines + b"content-type: application/json\r\nprediction-id: "
+        return self.head

@@ -12,8 +12,6 @@ from gateway.types import BatchOutputs
 if TYPE_CHECKING:
     from gateway.api.fastpath import FastProtocol
 
-OK = 200
-
 
 class Slot(Call):
     """A fast request and its place in the order of answers."""
@@ -30,17 +28,16 @@ class Slot(Call):
     def deliver(self, run: BatchOutputs) -> None:
         """The common answer, which was written with those of the whole run."""
         request = self.request
+        is_special = request.forms is not None or request.id is not None or request.outputs is not None
+        if is_special or self.rows != 1 or self.is_cancelled:
+            super().deliver(run)
+            return
         bodies = run.bodies if run.bodies is not None else row_bodies(run, self.choice.version.key)
-        is_special = request.id is not None or request.outputs is not None or request.forms is not None
-        if not bodies or self.rows != 1 or is_special or self.is_cancelled:
+        if not bodies:
             super().deliver(run)
             return
         self.is_answered = True
-        protocol = self.protocol
-        if protocol.has_only(self):
-            protocol.write_ok(self.prediction_id, bodies[self.start])
-        else:
-            protocol.send(self, Answer(OK, bodies[self.start], self.prediction_id.decode()))
+        self.protocol.send_ok(self, bodies[self.start])
 
     def answer(self, outcome: Outcome) -> None:
         """Turn the outcome into an answer, once, and send it as soon as its turn comes."""
@@ -62,7 +59,7 @@ class CompressingSlot(Slot):
 
     def deliver(self, run: BatchOutputs) -> None:
         """The common answer, unless it is long."""
-        bodies = run.bodies if run.bodies is not None else row_bodies(run, self.choice.version.key)
+        bodies = row_bodies(run, self.choice.version.key) if self.request.forms is None else None
         if bodies and is_worth_compressing(bodies[self.start]):
             Call.deliver(self, run)
         else:

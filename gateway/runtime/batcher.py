@@ -1,9 +1,10 @@
 """The dynamic micro-batcher of one model version.
 
-Idle, a request runs at the next turn of the event loop: no timer, no wait. While a run is on, requests pile up, and
-the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows have the same shape
-share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in rows. A request may
-bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it leaves the queue.
+Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
+requests pile up, and the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows
+have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in
+rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it
+leaves the queue.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -31,13 +32,15 @@ from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 1e-3
+INLINE_SECONDS = 2e-3
 """A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
-"""A run that was predicted to be short and took this long shows that rows alone do not tell: the time depends on the
-values or on other dimensions, so the model runs on threads from then on."""
-
-
+"""A run that was predicted to be short and took this long is a surprise."""
+SURPRISES_FORGOTTEN = 0.99
+"""What remains of the count of surprises after each run."""
+MAX_SURPRISES = 3.0
+"""With more of them the time depends on values or on other dimensions than rows: the model runs on threads until the
+count has faded. A hiccup of the machine is a surprise too, but a rare one."""
 FIRST_RETRY_SECONDS = 1.0
 """`Retry-After` while nothing is known yet about how long the queue takes."""
 
@@ -63,13 +66,18 @@ class DynamicBatcher:
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
+        max_runs: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch."""
+        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
+
+        At most `max_runs` runs are on threads at once.
+        """
         self._runner = runner
         self._executor = executor
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
+        self._max_runs = max_runs
         self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
@@ -79,9 +87,10 @@ class DynamicBatcher:
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._input_names = [spec.name for spec in runner.signature.inputs]
         self._is_scheduled = False
-        self._running: asyncio.Future[list[Array] | Exception] | None = None
+        self._running = 0
+        """Runs that are on threads now."""
         self._cost = CostModel()
-        self._is_predictable = True
+        self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
         self._timers: dict[Work, asyncio.TimerHandle] = {}
@@ -156,19 +165,19 @@ class DynamicBatcher:
         work.fail(_too_late(timeout))
 
     def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self._max_batch_rows
+        batches = self.queued_rows / self._max_batch_rows / self._max_runs
         seconds = self._cost.predict(self._max_batch_rows) * batches
         return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
-        if self._running is not None or self._buckets:
+        if self._running or self._buckets:
             self._idle.clear()
             await self._idle.wait()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled and self._running is None:
+        if not self._is_scheduled and self._running < self._max_runs:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
@@ -177,7 +186,9 @@ class DynamicBatcher:
         works = self._take()
         if works:
             self._start(works)
-        else:
+            if self._buckets:
+                self._schedule()
+        elif not self._running:
             self._idle.set()
 
     def _take(self) -> list[Work]:
@@ -213,22 +224,24 @@ class DynamicBatcher:
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
         try:
-            inputs = gather(works)
+            rows = _rows(works)
+            inputs = gather(works, rows)
             if inputs is None:
                 works = settled(works)
-                inputs = gather(works)
+                rows = _rows(works)
+                inputs = gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
             self._finish(works, {}, started, error)
             return
         if inputs is None:
             self._schedule()
             return
-        rows = sum(work.rows for work in works)
-        if self._is_predictable and self._cost.predict(rows) < INLINE_SECONDS:
+        if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
             self._finish(works, inputs, started, self._run(inputs, rows))
             return
-        self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
-        self._running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
+        self._running += 1
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
+        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
 
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
         """The outputs, or what the run raised. Learns what it cost, on either thread."""
@@ -239,8 +252,11 @@ class DynamicBatcher:
         except Exception as error:
             return error
         seconds = time.thread_time() - before
+        self._surprises *= SURPRISES_FORGOTTEN
         if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
-            self._is_predictable = False
+            self._surprises += 1.0
+            # So that one hiccup does not count for fifty runs.
+            seconds = INLINE_LIMIT_SECONDS
         self._cost.observe(rows, seconds)
         return outputs
 
@@ -251,7 +267,7 @@ class DynamicBatcher:
         started: float,
         future: asyncio.Future[list[Array] | Exception],
     ) -> None:
-        self._running = None
+        self._running -= 1
         self._finish(works, inputs, started, future.result())
 
     def _finish(
@@ -279,7 +295,7 @@ class DynamicBatcher:
 
     def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
-        rows = sum(work.rows for work in works)
+        rows = _rows(works)
         if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
             self._is_batchable = False
             logger.warning("an output does not have one row per input row: requests run alone from now on")
@@ -297,6 +313,10 @@ class DynamicBatcher:
             self._buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.queued_rows += work.rows
+
+
+def _rows(works: list[Work]) -> int:
+    return sum([work.rows for work in works])
 
 
 def _end_of_level(queue: deque[Work], priority: int) -> int:

@@ -16,6 +16,7 @@ from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
+from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
@@ -23,8 +24,8 @@ from gateway.types import ModelKey, Signature
 logger = logging.getLogger(__name__)
 
 PARALLEL_SECONDS = 5e-3
-"""A model whose largest batch takes longer on one thread gets one thread a core; for less, threads cost more CPU time
-than they save waiting."""
+"""A model whose best batch takes longer on one thread gets all cores, in one run or in several side by side; for less,
+threads cost more CPU time than they save waiting."""
 
 
 @dataclass(slots=True)
@@ -170,12 +171,13 @@ class Loader:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
         limits = folder.config.batching
-        session = self._warm_session(folder)
+        session, plan = self._warm_session(folder)
         answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
-            max_batch_rows=limits.max_batch_rows,
+            max_batch_rows=plan.batch_rows,
+            max_runs=plan.runs,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
@@ -183,12 +185,20 @@ class Loader:
         version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
         return version
 
-    def _warm_session(self, folder: VersionFolder) -> OnnxSession:
-        """A session that has run, with as many threads as pay."""
+    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
+        """A session that has run, and how it is used best."""
         session = OnnxSession(folder.model_path, self.device, self.threads or 1)
-        rows = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
-        seconds = session.warm_up(rows)
-        if self.threads == 0 and self.device == "cpu" and seconds is not None and seconds > PARALLEL_SECONDS:
-            session = OnnxSession(folder.model_path, self.device, os.cpu_count() or 1)
-            session.warm_up(rows)
-        return session
+        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
+        plan = plan_alone(session.warm_up, limit)
+        cores = len(os.sched_getaffinity(0))
+        if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
+            wide = OnnxSession(folder.model_path, self.device, cores)
+            wide_plan = plan_alone(wide.warm_up, limit)
+            apart = plan_side_by_side(session.warm_up, plan, cores)
+            if apart.is_better(wide_plan):
+                plan = apart
+            else:
+                session, plan = wide, wide_plan
+        if plan.batch_rows < limit or plan.runs > 1:
+            logger.info("%s: %s, of %d rows allowed", folder.key, plan, limit)
+        return session, plan

@@ -120,14 +120,13 @@ class OnnxSession:
         del self._session
 
     def warm_up(self, rows: int = 1) -> float | None:
-        """Run `rows` rows of zeros twice, so that the first client does not pay for allocation.
+        """Run `rows` rows of zeros, so that the first client does not pay for allocation.
 
-        Seconds of the second run; None if the model refuses zeros, which says nothing about real values.
+        Seconds of the run; None if the model refuses zeros, which says nothing about real values.
         """
         inputs = {spec.name: _zeros(spec, rows) for spec in self.signature.inputs}
+        started = time.perf_counter()
         try:
-            self.run(inputs)
-            started = time.perf_counter()
             self.run(inputs)
         except (InvalidRequest, InferenceFailed):
             return None

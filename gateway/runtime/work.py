@@ -54,6 +54,10 @@ class Work(ABC):
             self.inputs = self.template.decode(self.numbers)
             self.template = None
 
+    def refuse(self, error: GatewayError) -> None:
+        """What was still text when the batch was formed is not what it should be."""
+        self.fail(error)
+
     @abstractmethod
     def fail(self, error: GatewayError) -> None:
         """The rows could not be run, or their answer not be given; nothing to do if it was."""
@@ -77,8 +81,8 @@ class Batch:
         return array if len(self.works) == 1 else array[work.start : work.start + work.rows]
 
 
-def gather(works: list[Work]) -> dict[str, Array] | None:
-    """The inputs of a run, the callers' rows in order; None if there are none, or some must be settled first."""
+def gather(works: list[Work], rows: int) -> dict[str, Array] | None:
+    """The inputs of a run, the callers' `rows` rows in order; None if there are none, or some must be settled first."""
     if not works:
         return None
     template = works[0].template
@@ -86,7 +90,7 @@ def gather(works: list[Work]) -> dict[str, Array] | None:
         return works[0].inputs
     texts = [work.numbers for work in works if work.template is not None]
     if template is not None and len(texts) == len(works):
-        array = template.read_all(texts, sum(work.rows for work in works))
+        array = template.read_all(texts, rows)
         return None if array is None else {template.name: array}
     if texts:
         return None
@@ -100,7 +104,7 @@ def settled(works: list[Work]) -> list[Work]:
         try:
             work.settle()
         except GatewayError as error:
-            work.fail(error)
+            work.refuse(error)
         else:
             readable.append(work)
     return readable

@@ -74,6 +74,10 @@ class Call(Work):
             self.choice.version.statistics.record_failure(self.enqueued)
         self.answer(error)
 
+    def refuse(self, error: GatewayError) -> None:
+        """Tell the caller what is wrong with the request: it is refused, as at the door, and counts as no failure."""
+        self.answer(error)
+
     def response(self, run: BatchOutputs) -> InferenceResponse:
         """The caller's rows of a run."""
         request, version = self.request, self.choice.version

@@ -10,8 +10,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
-import numpy as np
-
 from gateway.errors import NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
@@ -192,12 +190,10 @@ class DataPlane:
         rows = len(calls) if batch.rows == len(batch.works) else sum(call.rows for call in calls)
         metrics.rows += rows
         metrics.requests.update([call.choice.variant for call in calls])
-        times = [call.enqueued for call in calls]
-        queued = len(calls) * batch.started - sum(times)
+        enqueued = [call.enqueued for call in calls]
+        metrics.observe_requests(enqueued, batch.started, batch.finished)
+        queued = len(calls) * batch.started - sum(enqueued)
         version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished)
-        enqueued = np.array(times)
-        metrics.latency.observe(batch.finished - enqueued)
-        metrics.queue.observe(batch.started - enqueued)
         metrics.run.observe_one(batch.finished - batch.started)
         metrics.batch_rows.observe_one(batch.rows)
 

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import numpy as np
 
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 WRITE_ENTRIES = 64
 """Entries in one round trip to the store."""
+PAUSE_SECONDS = 0.1
+"""Between two rounds of writing, so that busy seconds do not cost a round trip for every batch."""
+FILLING = 0.25
+"""Of the buffer: with so much in it the pause ends early."""
 RETRY_SECONDS = 1.0
 
 
@@ -51,6 +56,7 @@ class RequestLog:
         self._buffer: deque[tuple[str, dict[bytes, bytes]]] = deque()
         self._buffered_bytes = 0
         self._has_entries = asyncio.Event()
+        self._is_filling = asyncio.Event()
         self._flushing = asyncio.Lock()
 
     def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call], tags: Array) -> None:
@@ -76,6 +82,8 @@ class RequestLog:
         self._buffer.append((name, fields))
         self._buffered_bytes += _size(fields)
         self._has_entries.set()
+        if self._buffered_bytes > FILLING * self._buffer_bytes:
+            self._is_filling.set()
 
     async def run(self) -> None:
         """Write for ever. What could not be written stays in the buffer and is tried again."""
@@ -85,6 +93,9 @@ class RequestLog:
             try:
                 await self.flush()
                 is_reachable = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(PAUSE_SECONDS):
+                        await self._is_filling.wait()
             except StoreUnavailable as error:
                 if is_reachable:
                     logger.warning("request log: %s; entries wait in the buffer", error)
@@ -110,6 +121,7 @@ class RequestLog:
                 if failed:
                     raise StoreUnavailable(f"the store did not take {len(failed)} log entries")
             self._has_entries.clear()
+            self._is_filling.clear()
 
     def abandon(self) -> int:
         """Count what is still buffered as dropped, at the end of the process; how many entries that was."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -82,7 +83,7 @@ SECONDS_BUCKETS = np.array(
 ROWS_BUCKETS = np.array([1.0, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
 MAX_WAITING = 64
-"""Arrays of observations that a histogram holds before it counts them."""
+"""Batches whose requests' times are held before they are counted."""
 
 Labels: TypeAlias = tuple[str, ...]
 Gauge: TypeAlias = tuple[Instrument, Labels, float]
@@ -91,44 +92,28 @@ Gauge: TypeAlias = tuple[Instrument, Labels, float]
 class Histogram:
     """Counts of observations by bucket, as Prometheus means them: `le` is inclusive."""
 
-    __slots__ = ("_bounds_list", "_counts", "_total", "_waiting", "bounds")
+    __slots__ = ("_bounds_list", "bounds", "counts", "total")
 
     def __init__(self, bounds: Array) -> None:
         self.bounds = bounds
         self._bounds_list: list[float] = bounds.tolist()
-        self._counts = np.zeros(len(bounds) + 1, np.int64)
-        self._total = 0.0
-        self._waiting: list[Array] = []
+        self.counts = np.zeros(len(bounds) + 1, np.int64)
+        self.total = 0.0
 
     def observe(self, values: Array) -> None:
-        """Add an array of observations. They are counted some batches at a time, or when somebody looks."""
-        self._waiting.append(values)
-        if len(self._waiting) >= MAX_WAITING:
-            self._fold()
-
-    def _fold(self) -> None:
-        if self._waiting:
-            values = np.concatenate(self._waiting)
-            self._waiting.clear()
-            self._counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self._counts))
-            self._total += float(values.sum())
+        """Add an array of observations."""
+        self.counts += np.bincount(np.searchsorted(self.bounds, values), minlength=len(self.counts))
+        self.total += float(values.sum())
 
     def observe_one(self, value: float) -> None:
         """Add one observation."""
-        self._counts[bisect_left(self._bounds_list, value)] += 1
-        self._total += value
-
-    @property
-    def total(self) -> float:
-        """Sum of the observations."""
-        self._fold()
-        return self._total
+        self.counts[bisect_left(self._bounds_list, value)] += 1
+        self.total += value
 
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative (le, count) pairs."""
-        self._fold()
         edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
-        return list(zip(edges, np.cumsum(self._counts).astype(float).tolist(), strict=True))
+        return list(zip(edges, np.cumsum(self.counts).astype(float).tolist(), strict=True))
 
 
 class VersionMetrics:
@@ -139,10 +124,42 @@ class VersionMetrics:
         self.rows = 0
         self.batches = 0
         self.cancelled = 0
-        self.latency = Histogram(SECONDS_BUCKETS)
-        self.queue = Histogram(SECONDS_BUCKETS)
+        self._latency = Histogram(SECONDS_BUCKETS)
+        self._queue = Histogram(SECONDS_BUCKETS)
         self.run = Histogram(SECONDS_BUCKETS)
         self.batch_rows = Histogram(ROWS_BUCKETS)
+        self._waiting: list[tuple[list[float], float, float]] = []
+
+    def observe_requests(self, enqueued: list[float], started: float, finished: float) -> None:
+        """When the requests of a batch came, and when its run began and ended, in seconds of one clock.
+
+        They are counted some batches at a time, or when somebody looks.
+        """
+        self._waiting.append((enqueued, started, finished))
+        if len(self._waiting) >= MAX_WAITING:
+            self._fold()
+
+    @property
+    def latency(self) -> Histogram:
+        """Seconds from admission to the end of the run, by request."""
+        self._fold()
+        return self._latency
+
+    @property
+    def queue(self) -> Histogram:
+        """Seconds before the run, by request."""
+        self._fold()
+        return self._queue
+
+    def _fold(self) -> None:
+        if not self._waiting:
+            return
+        enqueued, started, finished = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        counts = [len(times) for times in enqueued]
+        times = np.fromiter(chain.from_iterable(enqueued), np.float64, sum(counts))
+        self._queue.observe(np.repeat(started, counts) - times)
+        self._latency.observe(np.repeat(finished, counts) - times)
 
 
 class GatewayMetrics(Collector):

@@ -63,6 +63,20 @@ class TestStatistics:
         assert after["fail"]["ns"] > before["fail"]["ns"]
         assert after["success"] == before["success"]
 
+    def test_numbers_that_are_refused_only_when_the_batch_reads_them_are_no_failure(
+        self, client: Any, gateway: GatewayProcess
+    ) -> None:
+        def ask(numbers: str) -> int:
+            tensor = f'{{"name":"x","shape":[1,3],"datatype":"FP32","data":[{numbers}]}}'
+            return gateway.public.post("/v2/models/affine/infer", content=f'{{"inputs":[{tensor}]}}').status_code
+
+        before = stats_of(client, "affine", "2")["inference_stats"]
+        # What surrounds the numbers is known from the second body on.
+        assert [ask("1,2,3"), ask("4,5,6"), ask('7,8,"9"')] == [200, 200, 400]
+        after = stats_of(client, "affine", "2")["inference_stats"]
+        assert after["success"]["count"] == before["success"]["count"] + 2
+        assert after["fail"] == before["fail"]
+
     def test_without_a_version_all_of_the_model_and_without_a_model_all_there_are(
         self, client: Any, gateway: GatewayProcess
     ) -> None:

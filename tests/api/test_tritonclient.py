@@ -119,7 +119,7 @@ def any_bits(seed: int, datatype: str, shape: tuple[int, ...], *, finite: bool) 
     dtype = NUMPY_DTYPES[datatype]
     raw = np.random.default_rng(seed).bytes(math.prod(shape) * dtype.itemsize)
     if dtype.kind == "b":
-        return (np.frombuffer(raw, np.uint8) % 2 == 1).reshape(shape)
+        raw = bytes(byte % 2 for byte in raw)
     array: Array = np.frombuffer(bytearray(raw), dtype)
     if finite and dtype.kind == "f":
         array[~np.isfinite(array)] = 0

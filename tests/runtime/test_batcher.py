@@ -128,21 +128,56 @@ class SometimesSlow:
         return [inputs["x"]]
 
 
-def test_a_model_that_is_not_as_fast_as_it_was_leaves_the_loop_for_good(executor: ThreadPoolExecutor) -> None:
+def test_runs_go_side_by_side_up_to_the_limit_and_each_caller_gets_its_own(
+    sessions: Sessions, executor: ThreadPoolExecutor
+) -> None:
+    session = sessions("row_sum")
+    runner = GatedRunner(session)
+    callers = [Caller(matrix(1, 3, seed)) for seed in range(7)]
+
+    async def scenario() -> None:
+        target = batcher(runner, executor, max_batch_rows=2, max_runs=2)
+        with runner.busy():
+            for caller in callers:
+                target.submit(caller)
+            await wait_until_async(lambda: len(runner.batches) == 2)
+            assert target.queued_rows == 3
+        await target.close()
+
+    asyncio.run(scenario())
+    assert sum(runner.batches) == len(callers)
+    assert_each_got_its_own(callers, run_alone(session, callers))
+
+
+def threads_of(executor: ThreadPoolExecutor, milliseconds: list[float]) -> list[bool]:
+    """Whether each run was on the loop, of a model that takes so long one run after the other."""
     runner = SometimesSlow()
 
     async def scenario() -> None:
         target = batcher(runner, executor, on_threads=False)
-        for milliseconds in [*[0.0] * 20, 200.0, *[0.0] * 5]:
-            caller = Caller(floats(milliseconds))
+        for wanted in milliseconds:
+            caller = Caller(floats(wanted))
             target.submit(caller)
             await wait_until_async(lambda: caller.is_answered)  # noqa: B023 -- waited for here
         await target.close()
 
     asyncio.run(scenario())
-    on_loop = [thread == threading.get_ident() for thread in runner.threads]
+    return [thread == threading.get_ident() for thread in runner.threads]
+
+
+def test_a_model_that_is_slow_again_and_again_leaves_the_loop_until_that_has_passed(
+    executor: ThreadPoolExecutor,
+) -> None:
+    slow_spell = [0.0, 0.0, 0.0, 40.0] * 4
+    on_loop = threads_of(executor, [*[0.0] * 20, *slow_spell, *[0.0] * 400])
     assert on_loop[10:20] == [True] * 10
-    assert on_loop[21:] == [False] * 5
+    assert not on_loop[36]
+    assert on_loop[-1]
+
+
+def test_a_single_hiccup_does_not_move_a_model_off_the_loop(executor: ThreadPoolExecutor) -> None:
+    on_loop = threads_of(executor, [*[0.0] * 60, 40.0, *[0.0] * 10])
+    assert on_loop[-10:] == [True] * 10
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import resource
 import threading
 import weakref
@@ -351,7 +352,7 @@ class TestUnloading:
         write_version(models, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
 
         async def scenario(plane: Plane) -> None:
-            plane.registry.get("busy", "1").batcher._is_predictable = False
+            plane.registry.get("busy", "1").batcher._surprises = math.inf
             turns = {"turns": np.array([[3_000]], np.int64)}
             waiting = [asyncio.create_task(plane.predict("busy", turns)) for _ in range(3)]
             await asyncio.sleep(0)

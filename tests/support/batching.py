@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,6 +94,7 @@ def batcher(
     timeout: float = 30.0,
     on_batch: Callable[[Batch], None] = answer_all,
     clock: Callable[[], float] = time.monotonic,
+    max_runs: int = 1,
     on_threads: bool = True,
 ) -> DynamicBatcher:
     """A batcher with limits that suit a test.
@@ -106,10 +108,11 @@ def batcher(
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
+        max_runs=max_runs,
         clock=clock,
     )
     if on_threads:
-        made._is_predictable = False
+        made._surprises = math.inf
     return made
 
 
