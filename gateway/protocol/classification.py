@@ -28,10 +28,17 @@ def check_classes(outputs: Sequence[str] | None, forms: Sequence[OutputForm] | N
     """Raise `InvalidRequest` if classes are asked for of an output that holds no numbers."""
     if outputs is None or forms is None:
         return
-    datatypes = {spec.name: spec.datatype for spec in signature.outputs}
+    specs = {spec.name: spec for spec in signature.outputs}
     for name, form in zip(outputs, forms, strict=True):
-        if form.classes and NUMPY_DTYPES[datatypes[name]].kind not in "iuf":
-            raise InvalidRequest(f"output {name!r}: classification takes numbers, this output is {datatypes[name]}")
+        if form.classes and not is_classifiable(specs[name]):
+            raise InvalidRequest(
+                f"output {name!r}: classification takes numbers, this output is {specs[name].datatype}"
+            )
+
+
+def is_classifiable(spec: TensorSpec) -> bool:
+    """Whether there is a greatest value in an output."""
+    return NUMPY_DTYPES[spec.datatype].kind in "iuf"
 
 
 def formed_outputs(response: InferenceResponse) -> Iterator[tuple[TensorSpec, Array, OutputForm]]:
