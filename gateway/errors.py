@@ -119,6 +119,12 @@ class Unsupported(GatewayError):
     code = "unsupported"
 
 
+class UnsupportedEncoding(Unsupported):
+    """The body is compressed in a way that this gateway does not read; the answer names those that it reads."""
+
+    code = "unsupported_encoding"
+
+
 class Unavailable(GatewayError):
     """The model is not loaded, the gateway is shutting down, or the store does not answer."""
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 Array: TypeAlias = npt.NDArray[Any]
 JsonObject: TypeAlias = dict[str, Any]
+Inputs: TypeAlias = dict[str, Array]
+"""Tensors by name."""
 
 
 class ModelKey(NamedTuple):
@@ -57,6 +59,15 @@ class NumberTemplate(Protocol):
         """The inputs of one request. Raises `InvalidRequest` naming what is wrong."""
 
 
+class OutputForm(NamedTuple):
+    """How one output is wanted."""
+
+    is_binary: bool = False
+    """As bytes behind the JSON, rather than in it."""
+    classes: int = 0
+    """How many of the greatest values of each row, with their index and label; 0 asks for the values as they are."""
+
+
 @dataclass(slots=True)
 class InferenceRequest:
     """A decoded prediction request. BYTES tensors are object arrays of `str`."""
@@ -74,6 +85,8 @@ class InferenceRequest:
     """A signature that the decoder found the inputs and outputs to fit."""
     rows: int = 0
     """Length of axis 0 of all inputs, where `fits` has a row axis."""
+    forms: tuple[OutputForm, ...] | None = None
+    """Of the requested outputs, in their order; one for all where none is named. None is JSON throughout."""
 
 
 class BatchOutputs:
@@ -92,7 +105,7 @@ class BatchOutputs:
 class InferenceResponse:
     """The answer to one request: its tensors, or the rows of a run that they are made of on demand."""
 
-    __slots__ = ("_tensors", "id", "indices", "key", "prediction_id", "rows", "run", "start")
+    __slots__ = ("_tensors", "forms", "id", "indices", "key", "labels", "prediction_id", "rows", "run", "start")
 
     def __init__(
         self,
@@ -117,6 +130,10 @@ class InferenceResponse:
         self.indices = indices
         self.start = start
         self.rows = rows
+        self.forms: tuple[OutputForm, ...] | None = None
+        """As the request has them."""
+        self.labels: Mapping[str, tuple[str, ...]] = {}
+        """Names of the classes by output, where `forms` may ask for classes."""
 
     @property
     def outputs(self) -> list[tuple[TensorSpec, Array]]:

@@ -20,6 +20,7 @@ STATUS_TABLE = {
     "queue_full": 429,
     "inference_failed": 500,
     "unsupported": 501,
+    "unsupported_encoding": 501,
     "unavailable": 503,
     "store_unavailable": 503,
     "deadline_exceeded": 503,

@@ -24,13 +24,14 @@ def bundled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
         yield gateway
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/client.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/client.md", "docs/protocol.md"])
 def test_an_example_prints_what_the_page_says(bundled: GatewayProcess, page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     examples = list(EXAMPLE.finditer(text))
     assert len(examples) == text.count("```python") > 0
     for example in examples:
         code = example["code"].replace(DOCUMENTED_URL, bundled.public_url)
+        code = code.replace(DOCUMENTED_URL.removeprefix("http://"), bundled.public_url.removeprefix("http://"))
         command = [sys.executable, "-W", "error", "-c", code]
         done = subprocess.run(command, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
         assert (done.stdout, done.stderr) == (example["output"], "")

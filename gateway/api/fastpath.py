@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from http import HTTPStatus
 from typing import Any
 
 from uvicorn.config import Config
@@ -22,26 +21,22 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from gateway.api.body import too_large
-from gateway.api.door import Answer, InferenceDoor
-from gateway.api.recognition import Head, RequestHeaders, ServerShare, Target
-from gateway.api.slot import Slot
+from gateway.api.door import Answer, Body, InferenceDoor
+from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over, new_parser
+from gateway.api.recognition import NOTED_HEADERS, Head, HeadNotes, RequestHeaders, ServerShare, Target
+from gateway.api.slot import CompressingSlot, Slot
+from gateway.api.wire import OK_ANSWER, head_of, write_all
 from gateway.errors import GatewayError
-from gateway.telemetry.trace_context import TRACEPARENT
 
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 128
 """Pipelined requests of one connection that may wait for their answers; past it the connection is not read."""
-UNUSUAL_HEADERS = frozenset((b"inference-header-content-length", b"content-encoding", b"upgrade"))
-"""Whoever sends one of these asks for more than the fast path does."""
-TRACE_HEADER = TRACEPARENT.encode()
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"content-length", b"expect", TRACE_HEADER}
 DISCARD_FACTOR = 16
 """How many times the limit is read over of a body that was refused, before the connection is closed on it."""
 OK = 200
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 HEAD_END = b"\r\n\r\n"
-OK_ANSWER = b"%b%b\r\ncontent-length: %d\r\n\r\n%b"
 
 
 class FastProtocol(HttpToolsProtocol):
@@ -69,19 +64,16 @@ class FastProtocol(HttpToolsProtocol):
         self._is_stopping = False
         self._malformed: str | None = None
         self._running: RequestResponseCycle | None = None
-        self._last_data = 0.0
+        self.last_data = 0.0
         self._is_between = True
         """The parser has read whole requests and nothing of the next."""
         self._idle_timer: asyncio.TimerHandle | None = None
         # Of the request that is being read.
         self._target: Target | None = None
-        self._is_unusual = False
+        self._notes = HeadNotes(max_body_bytes)
         self._is_refused = False
         self._start = b""
-        """What came in one piece with the first byte of the request."""
-        self._length: int | None = None
-        """Of the body, if the head announces it."""
-        self._traceparent = ""
+        """What came in one piece with the first byte of the request, if nothing stood before that."""
         self._body: list[bytes] = []
         self._size = 0
 
@@ -90,7 +82,7 @@ class FastProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         super().connection_made(transport)
-        self._last_data = self.loop.time()
+        self.last_data = self.loop.time()
         self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -104,15 +96,22 @@ class FastProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which calls back below, unless it has read these very bytes before."""
-        self._last_data = self.loop.time()
+        self.last_data = self.loop.time()
         if self._is_between and not self._is_stopping:
             end = data.find(HEAD_END)
             head = self._share.heads.get(data[:end])
-            if head is not None and len(data) == end + 4 + head.length and not self._slow_is_pending():
-                self._admit(Slot(self, head.target, is_last=False), head.fields, data[end + 4 :])
-                return
+            if head is not None and not self._slow_is_pending():
+                missing = end + 4 + head.length - len(data)
+                if missing == 0:
+                    self._admit(head, data[end + 4 :], is_last=False)
+                    return
+                if missing >= LARGE_BODY_BYTES and head.announced is not None:
+                    self._receive(head, memoryview(data)[end + 4 :], is_last=False)
+                    return
             self._start = data
         super().data_received(data)
+        if self._target is not None and self._notes.announced is not None:
+            self._leave_parser(self._target, self._notes.length or 0)
 
     def pause_writing(self) -> None:
         """The client does not read its answers: take no more requests from it."""
@@ -137,7 +136,7 @@ class FastProtocol(HttpToolsProtocol):
     def _close_if_idle(self) -> None:
         """One timer a connection, moved on when it fires, instead of one set and cancelled for each request."""
         is_busy = bool(self.slots) or self._slow_is_pending()
-        idle_for = 0.0 if is_busy else self.loop.time() - self._last_data
+        idle_for = 0.0 if is_busy else self.loop.time() - self.last_data
         if idle_for >= self.timeout_keep_alive:
             self.transport.close()
         else:
@@ -149,11 +148,8 @@ class FastProtocol(HttpToolsProtocol):
         """A request begins; its ASGI scope is made only if it goes the slow way."""
         self.url = b""
         self.headers = []
-        self.expect_100_continue = False
-        self._is_unusual = False
+        self._notes.begin()
         self._is_between = False
-        self._length = None
-        self._traceparent = ""
         self._target = None
 
     def on_url(self, url: bytes) -> None:
@@ -165,10 +161,11 @@ class FastProtocol(HttpToolsProtocol):
         name = name.lower()
         self.headers.append((name, value))
         if name in NOTED_HEADERS:
-            self._note(name, value)
+            self._notes.note(name, value)
 
     def on_headers_complete(self) -> None:
         """Decide which way the request goes."""
+        self.expect_100_continue = self._notes.expects
         target = self._share.target(self.url)
         if target is None or not self._is_fast():
             self._go_slow()
@@ -193,6 +190,7 @@ class FastProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """The request is whole: go on with it."""
         target = self._target
+        start, self._start = self._start, b""
         self._is_between = True
         if target is None:
             super().on_message_complete()
@@ -204,29 +202,59 @@ class FastProtocol(HttpToolsProtocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         is_last = not self.parser.should_keep_alive()
-        if not is_last and not self.expect_100_continue:
-            self._remember(target, body)
-        slot = Slot(self, target, is_last)
-        slot.traceparent = self._traceparent
-        self._admit(slot, self.headers, body)
+        head = self._notes.head(target, self.headers, len(body))
+        if not is_last:
+            self._remember(head, start)
+        self._admit(head, body, is_last=is_last)
 
-    def _remember(self, target: Target, body: bytes) -> None:
-        """Spare the parser this head from now on, if the request came in one piece and nothing else with it."""
-        raw, end, rest = self._start.partition(HEAD_END)
-        self._start = b""
+    def _remember(self, head: Head, start: bytes) -> None:
+        """Spare the parser this head from now on, if it came in one piece: in `start`, which begins with it."""
+        raw, end, _ = start.partition(HEAD_END)
+        # An empty line before the verb would be taken for the end of the head.
+        is_whole = bool(end) and raw.startswith(b"POST")
         # A client that stamps its requests stamps each anew, so its heads do not come again.
-        if end and rest == body and len(body) == self._length and not self._traceparent:
-            self._share.learn(raw, Head(target, self.headers, len(body)))
+        if is_whole and not head.traceparent and head.length == self._notes.length and not self.expect_100_continue:
+            self._share.learn(raw, head)
 
-    def _admit(self, slot: Slot, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
+    def _leave_parser(self, target: Target, length: int) -> None:
+        """If a large body is still to come, let it come without the parser; a new one reads what follows."""
+        if length - self._size < LARGE_BODY_BYTES:
+            return
+        head = self._notes.head(target, self.headers, length)
+        is_last = not self.parser.should_keep_alive()
+        if not is_last:
+            self._remember(head, self._start)
+        self._start = b""
+        self.parser = new_parser(self)
+        pieces, self._body = self._body, []
+        self._receive(head, memoryview(b"".join(pieces)), is_last=is_last)
+
+    def _receive(self, head: Head, start: memoryview, *, is_last: bool) -> None:
+        """Let the rest of a large body come to where it stays."""
+        self._target = head.target
+        self._is_between = False
+        hand_over(self, LargeBody(self, head, start, is_last=is_last))
+
+    def on_large_body(self, head: Head, body: memoryview, *, is_last: bool) -> None:
+        """The request is whole: read on as before."""
+        hand_over(self, self)
+        self._target = None
+        self._is_between = True
+        self._admit(head, body, is_last=is_last)
+
+    def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""
-        model, version = slot.target
+        target, fields, _, announced, coding, traceparent = head
+        model, version = target
         slots = self.slots
+        slot = Slot(self, head, is_last) if coding is None else CompressingSlot(self, head, is_last)
+        if traceparent:
+            slot.traceparent = traceparent
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields
         try:
-            self.door.submit(model, version, body, headers, slot)
+            self.door.submit(model, version, body, headers, slot, announced)
         except GatewayError as error:
             slot.answer(error)
         except Exception:
@@ -276,30 +304,18 @@ class FastProtocol(HttpToolsProtocol):
         if not self._is_refused:
             self._is_refused = True
             self._body = []
-            slot = Slot(self, target, not self.parser.should_keep_alive())
-            slot.traceparent = self._traceparent
+            head = self._notes.head(target, self.headers, self._size)
+            slot = Slot(self, head, not self.parser.should_keep_alive())
+            slot.traceparent = head.traceparent
             self.slots.append(slot)
             slot.answer(too_large(self._max_body_bytes))
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:
             self.transport.close()
 
-    def _note(self, name: bytes, value: bytes) -> None:
-        if name == b"content-length":
-            # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
-            self._length = int(value)
-            self._is_unusual |= self._length > self._max_body_bytes
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        elif name == TRACE_HEADER:
-            # Of several the first counts, as for Starlette.
-            self._traceparent = self._traceparent or value.decode("latin-1")
-        else:
-            self._is_unusual = True
-
     def _is_fast(self) -> bool:
         """Whether an inference request may overtake Starlette."""
         parser = self.parser
-        if self._is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+        if self._notes.is_unusual or parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return False
         return not self._slow_is_pending() and not (self.expect_100_continue and self.slots)
 
@@ -317,7 +333,7 @@ class FastProtocol(HttpToolsProtocol):
         """Send a 200; of a client that does not pipeline, each is the only one that the connection waits for."""
         slots = self.slots
         if len(slots) > 1 or slot.is_last or self._is_stopping:
-            self.send(slot, (OK, body, slot.prediction_id.decode(), None))
+            self.send(slot, Answer(OK, body, slot.prediction_id.decode()))
             return
         slots.clear()
         self.server_state.total_requests += 1
@@ -331,7 +347,8 @@ class FastProtocol(HttpToolsProtocol):
     def send(self, slot: Slot, answer: Answer) -> None:
         """Send an answer as soon as its turn comes."""
         slot.sent = answer
-        if self.slots[0] is slot:
+        # A client that left while its answer was compressed has none waiting.
+        if self.slots and self.slots[0] is slot:
             self._flush()
 
     def _flush(self) -> None:
@@ -342,11 +359,15 @@ class FastProtocol(HttpToolsProtocol):
         while slots and not is_last and (answer := slots[0].sent) is not None:
             slot = slots.popleft()
             is_last = slot.is_last or (self._is_stopping and self._is_done())
-            parts.append(self._encode(answer, is_last=is_last))
-        self.server_state.total_requests += len(parts)
+            if answer.is_common and not is_last:
+                head = self._share.ok_head(self.server_state.default_headers)
+                parts.append(OK_ANSWER % (head, answer.prediction_id.encode(), len(answer.body), answer.body))
+            else:
+                parts += (head_of(answer, self.server_state.default_headers, is_last=is_last), answer.body)
+            self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.transport.write(parts[0] if len(parts) == 1 else b"".join(parts))
+        write_all(self.transport, parts)
         if is_last:
             self.transport.close()
         elif not slots:
@@ -367,14 +388,3 @@ class FastProtocol(HttpToolsProtocol):
             self._answer_malformed()
         elif not self.flow.write_paused:
             self.flow.resume_reading()
-
-    def _encode(self, answer: Answer, *, is_last: bool) -> bytes:
-        status, body, prediction_id, retry_after = answer
-        close = b"\r\nconnection: close" if is_last else b""
-        if status == OK:
-            head = self._share.ok_head(self.server_state.default_headers)
-            return OK_ANSWER % (head, prediction_id.encode() + close, len(body), body)
-        line = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json".encode()
-        fields = b"".join(b"\r\n" + name + b": " + value for name, value in self.server_state.default_headers)
-        wait = b"\r\nretry-after: %d" % retry_after if retry_after is not None else b""
-        return b"%b%b%b%b\r\ncontent-length: %d\r\n\r\n%b" % (line, fields, wait, close, len(body), body)

@@ -12,7 +12,8 @@ from gateway.api.body import read_body
 from gateway.api.door import Encode, InferenceDoor
 from gateway.api.predicting import predict
 from gateway.errors import Unavailable
-from gateway.protocol.json_codec import decode_object, encode_response, refuse_binary
+from gateway.protocol.binary_codec import BINARY_HEADER, encode_response
+from gateway.protocol.json_codec import decode_object
 from gateway.runtime.registry import Registry
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
@@ -91,8 +92,7 @@ class InferenceApi:
         model, version = model_and_version(request)
 
         def submit(body: bytes, call: Call) -> Encode:
-            refuse_binary(request.headers)
-            self.door.submit(model, version, body, request.headers, call)
+            self.door.submit(model, version, body, request.headers, call, request.headers.get(BINARY_HEADER))
             return encode_response
 
         return await predict(request, self.door, self._max_body_bytes, submit)

@@ -9,9 +9,10 @@ from inspect import cleandoc
 from starlette.routing import BaseRoute, Route
 
 from gateway import __version__
+from gateway.api.door import BINARY_TYPE
 from gateway.api.operations import OPERATIONS, Operation
 from gateway.api.predicting import PREDICTION_ID
-from gateway.api.schemas import STRING, V1, V2, Protocol, Schema, any_of, object_of
+from gateway.api.schemas import COUNT, STRING, V1, V2, Protocol, Schema, any_of, object_of
 from gateway.errors import GatewayError
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.serving.route_table import RouteTable
@@ -22,6 +23,14 @@ JSON = "application/json"
 DESCRIPTION = """\
 Predictions from ONNX models: the Open Inference Protocol v2, and V1 as TensorFlow Serving and KServe speak it.
 The paths of predictions are those of the models that are loaded now."""
+CONTENT_ENCODING = "Content-Encoding"
+LENGTH = "Inference-Header-Content-Length"
+JSON_LENGTH = {"description": "Bytes of JSON, where the bytes of tensors follow it.", "schema": COUNT}
+BYTES_BEHIND_JSON = {
+    # Not a parameter of the operation: with a body that is JSON alone it would have to be left out.
+    "description": f"JSON, then the bytes of tensors; the header {LENGTH} says where the JSON ends."
+}
+ACCEPT_ENCODING = {"description": "The codings that are read, where Content-Encoding names another.", "schema": STRING}
 RETRY_AFTER = {"description": "Seconds after which the same request may succeed.", "schema": {"type": "integer"}}
 
 
@@ -75,15 +84,20 @@ class Writer:
 
     def _prediction(self, path: str, operation: Operation, protocol: Protocol, name: str) -> JsonObject:
         version = self._table.leading(name)
-        answer = {
-            "description": "The prediction",
-            "headers": {PREDICTION_ID: {"description": "What a label is sent for.", "schema": STRING}},
-            "content": _content(_reference(f"{name}.{protocol.name}.response")),
+        headers: JsonObject = {
+            PREDICTION_ID: {"description": "What a label is sent for.", "schema": STRING},
+            CONTENT_ENCODING: {"description": "Of a long answer, as Accept-Encoding asks for it.", "schema": STRING},
         }
+        answered = _content(_reference(f"{name}.{protocol.name}.response"))
+        answer: JsonObject = {"description": "The prediction", "headers": headers, "content": answered}
         content = _content(_reference(f"{name}.{protocol.name}.request"))
         examples = protocol.examples(version)
         content[JSON]["examples"] = {form: {"summary": form, "value": body} for form, body in examples.items()}
         written = self._written(path.replace(MODEL, name), operation, f"{operation.id}.{name}", answer, name)
+        if protocol.has_binary:
+            headers[LENGTH] = JSON_LENGTH
+            content |= _content(BYTES_BEHIND_JSON, BINARY_TYPE)
+            answered |= _content(BYTES_BEHIND_JSON, BINARY_TYPE)
         description = _description(version)
         return {**written, "description": description, "requestBody": {"required": True, "content": content}}
 
@@ -120,6 +134,8 @@ class Writer:
         written: JsonObject = {"description": cleandoc(error.__doc__ or ""), "content": _content(_reference("Error"))}
         if error.status in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
             written["headers"] = {"Retry-After": RETRY_AFTER}
+        if error.status == HTTPStatus.NOT_IMPLEMENTED:
+            written["headers"] = {"Accept-Encoding": ACCEPT_ENCODING}
         self.responses[name] = written
         return {"$ref": f"#/components/responses/{name}"}
 

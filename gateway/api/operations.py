@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from gateway.api.schemas import STRING, V1, V2, Protocol, Schema, list_of, object_of, options_of
+from gateway.api.schemas import COUNT, STRING, V1, V2, Protocol, Schema, list_of, object_of, options_of
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -37,13 +37,14 @@ class Operation(NamedTuple):
 
 
 OF_A_MODEL = (NotFound, Unavailable)
-OF_A_PREDICTION = (InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests, InferenceFailed, Unavailable)
-OF_INFER = (*OF_A_PREDICTION, Unsupported)
+OF_A_PREDICTION = (
+    *(InvalidRequest, NotFound, PayloadTooLarge, TooManyRequests),
+    *(InferenceFailed, Unsupported, Unavailable),
+)
 OF_CONTROL = (InvalidRequest, Forbidden, PayloadTooLarge)
 OF_A_CHANGE = (*OF_CONTROL, NotFound, Unavailable)
 
 BOOLEAN: Schema = {"type": "boolean"}
-COUNT: Schema = {"type": "integer", "minimum": 0}
 TENSOR = object_of(name=STRING, datatype=STRING, shape=list_of({"type": "integer"}))
 SERVER = object_of(name=STRING, version=STRING, extensions=list_of(STRING))
 LIVE = object_of(live=BOOLEAN)
@@ -165,9 +166,9 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
     ("GET", V2_MODEL + "/ready"): Operation("modelReady", "v2", "A model is loaded", MODEL_READY, OF_A_MODEL),
     ("GET", V2_VERSION + "/ready"): Operation("versionReady", "v2", "A version is loaded", MODEL_READY, OF_A_MODEL),
     ("POST", V2_MODEL + "/infer"): Operation(
-        "infer", "v2", "A prediction by the version that the route chooses", V2, OF_INFER
+        "infer", "v2", "A prediction by the version that the route chooses", V2, OF_A_PREDICTION
     ),
-    ("POST", V2_VERSION + "/infer"): Operation("inferVersion", "v2", "A prediction by a version", V2, OF_INFER),
+    ("POST", V2_VERSION + "/infer"): Operation("inferVersion", "v2", "A prediction by a version", V2, OF_A_PREDICTION),
     ("POST", "/v2/feedback"): Operation(
         "feedback",
         "labels",

@@ -11,9 +11,10 @@ from starlette.responses import Response
 
 from gateway.api.answers import JSON_TYPE
 from gateway.api.body import read_body
-from gateway.api.door import Answer, Encode, InferenceDoor, Outcome
+from gateway.api.compression import accepted_encoding, content_encoding, decompress
+from gateway.api.door import Answer, Encode, InferenceDoor, Outcome, compressed, is_worth_compressing
 from gateway.errors import GatewayError
-from gateway.protocol.json_codec import encode_response
+from gateway.protocol.binary_codec import encode_response
 from gateway.serving.call import Call, Endpoint
 from gateway.telemetry.trace_context import TRACEPARENT
 
@@ -58,12 +59,23 @@ async def predict(request: Request, door: InferenceDoor, max_body_bytes: int, su
     call = AwaitedCall(door, request)
     try:
         # No call is answered in the turn of the loop in which it is admitted.
-        call.encode = submit(await read_body(request, max_body_bytes), call)
+        call.encode = submit(await _content(request, max_body_bytes), call)
     except GatewayError as error:
         call.answer(error)
     if not await _is_answered(call, request, door):
         return Response(status_code=CLIENT_LEFT)
-    return _response(call.written.result())
+    answer = call.written.result()
+    coding = accepted_encoding(request.headers.get("accept-encoding", ""))
+    if coding is not None and is_worth_compressing(answer.body):
+        answer = await asyncio.to_thread(compressed, answer, coding)
+    return _response(answer)
+
+
+async def _content(request: Request, limit: int) -> bytes:
+    """The body as it was before it was compressed, if it was. `limit` holds before and after."""
+    coding = content_encoding(request.headers.get("content-encoding"))
+    body = await read_body(request, limit)
+    return body if coding is None else await asyncio.to_thread(decompress, body, coding, limit)
 
 
 async def _is_answered(call: AwaitedCall, request: Request, door: InferenceDoor) -> bool:
@@ -81,8 +93,7 @@ async def _is_answered(call: AwaitedCall, request: Request, door: InferenceDoor)
 
 
 def _response(answer: Answer) -> Response:
-    status, content, prediction_id, retry_after = answer
-    headers = {PREDICTION_ID: prediction_id} if prediction_id else {}
-    if retry_after is not None:
-        headers["Retry-After"] = str(retry_after)
-    return Response(content, status, headers, JSON_TYPE)
+    headers = {"content-type": JSON_TYPE, **dict(answer.fields)}
+    if answer.prediction_id:
+        headers[PREDICTION_ID] = answer.prediction_id
+    return Response(answer.body, answer.status, headers)

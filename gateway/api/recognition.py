@@ -6,13 +6,22 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from gateway.api.compression import accepted_encoding
+from gateway.protocol.binary_codec import BINARY_HEADER
 from gateway.serving.call import Endpoint
+from gateway.telemetry.trace_context import TRACEPARENT
 
 TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
 INFER_ROUTE = "/v2/models/{model}/infer"
 VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 MAX_TARGETS = 4096
 """Request targets remembered, so that each is matched once."""
+
+BINARY_FIELD = BINARY_HEADER.encode()
+TRACE_FIELD = TRACEPARENT.encode()
+UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
+"""Whoever sends one of these asks for more than the fast path does."""
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD, TRACE_FIELD}
 
 MAX_HEADS = 2048
 """Request heads remembered: a client sends few, but one that stamps each request anew sends no two alike."""
@@ -57,6 +66,51 @@ class RequestHeaders(Mapping[str, str]):
         return len({field for field, _ in self.fields})
 
 
+class HeadNotes:
+    """What the header fields of the request that is being read say, as far as the fast path cares."""
+
+    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes", "traceparent")
+
+    def __init__(self, max_body_bytes: int) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.begin()
+
+    def begin(self) -> None:
+        """Another request."""
+        self.length: int | None = None
+        """Of the body, if the head announces it."""
+        self.announced: str | None = None
+        self.coding: str | None = None
+        self.traceparent = ""
+        """All as `Head` has them."""
+        self.expects = False
+        """The client waits for `100 Continue`."""
+        self.is_unusual = False
+        """The client asks for more than the fast path does."""
+
+    def note(self, name: bytes, value: bytes) -> None:
+        """One of the `NOTED_HEADERS`."""
+        if name == b"content-length":
+            # What announces that it is too large is refused before it is read, which Starlette's endpoint does.
+            self.length = int(value)
+            self.is_unusual |= self.length > self.max_body_bytes
+        elif name == b"expect":
+            self.expects = value.lower() == b"100-continue"
+        elif name == b"accept-encoding":
+            self.coding = accepted_encoding(value.decode("latin-1"))
+        elif name == BINARY_FIELD:
+            # Of several the first counts, as it does for Starlette.
+            self.announced = self.announced if self.announced is not None else value.decode("latin-1")
+        elif name == TRACE_FIELD:
+            self.traceparent = self.traceparent or value.decode("latin-1")
+        else:
+            self.is_unusual = True
+
+    def head(self, target: Target, fields: list[tuple[bytes, bytes]], length: int) -> Head:
+        """What there is to know of the head, whose body has `length` bytes."""
+        return Head(target, fields, length, self.announced, self.coding, self.traceparent)
+
+
 class Head(NamedTuple):
     """What the parser read out of the head of an inference request with nothing unusual in it."""
 
@@ -64,6 +118,12 @@ class Head(NamedTuple):
     fields: list[tuple[bytes, bytes]]
     length: int
     """Of the body, as the head announces it."""
+    announced: str | None
+    """How much of that is JSON, as the head has it; None where all is."""
+    coding: str | None
+    """In which the client would rather have a long answer."""
+    traceparent: str
+    """The header of that name, empty without one."""
 
 
 class ServerShare:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from gateway.protocol.classification import is_classifiable
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.protocol.v1_codec import SIGNATURE_NAME
 from gateway.runtime.examples import example_row
@@ -25,9 +26,12 @@ class Protocol(NamedTuple):
     response: Callable[[ModelVersion], Schema]
     examples: Callable[[ModelVersion], dict[str, JsonObject]]
     """Bodies that work, by what they show."""
+    has_binary: bool = False
+    """Tensors may travel as bytes behind the JSON."""
 
 
 STRING: Schema = {"type": "string"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
 BASE64: Schema = {
     "type": "object",
     "properties": {"b64": {"type": "string", "contentEncoding": "base64"}},
@@ -44,6 +48,11 @@ def object_of(**properties: Schema) -> Schema:
 def options_of(**properties: Schema) -> Schema:
     """An object with some of these properties, and no others."""
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def optional(**properties: Schema) -> Schema:
+    """An object that may have any of these properties, or nothing in its place."""
+    return {"type": ["object", "null"], "properties": properties}
 
 
 def list_of(items: Schema) -> Schema:
@@ -77,10 +86,11 @@ def v2_request(version: ModelVersion) -> Schema:
     """Body of `infer`."""
     tensors = [_tensor(spec) for spec in version.signature.inputs]
     output = object_of(name={"enum": [spec.name for spec in version.signature.outputs]})
+    output["properties"]["parameters"] = optional(binary_data={"type": "boolean"}, classification=COUNT)
     schema = object_of(inputs={**list_of(any_of(tensors)), "minItems": len(tensors), "maxItems": len(tensors)})
     schema["properties"] |= {
         "id": {"type": ["string", "null"]},
-        "parameters": {"type": ["object", "null"]},
+        "parameters": optional(binary_data_output={"type": "boolean"}),
         "outputs": {"type": ["array", "null"], "items": output},
     }
     return schema
@@ -88,7 +98,8 @@ def v2_request(version: ModelVersion) -> Schema:
 
 def v2_response(version: ModelVersion) -> Schema:
     """Body of its answer."""
-    tensors = [_tensor(spec) for spec in version.signature.outputs]
+    outputs = version.signature.outputs
+    tensors = [*map(_tensor, outputs), *(_classes(spec) for spec in outputs if is_classifiable(spec))]
     schema = object_of(model_name=STRING, model_version=STRING, outputs=list_of(any_of(tensors)))
     schema["properties"]["id"] = STRING
     return schema
@@ -148,7 +159,7 @@ def v1_examples(version: ModelVersion) -> dict[str, JsonObject]:
     return {form: {form: value} for form, value in forms.items() if form == "inputs" or _has_rows(version)}
 
 
-V2 = Protocol("v2", v2_request, v2_response, v2_examples)
+V2 = Protocol("v2", v2_request, v2_response, v2_examples, has_binary=True)
 V1 = Protocol("v1", v1_request, v1_response, v1_examples)
 
 
@@ -172,6 +183,12 @@ def _tensor(spec: TensorSpec) -> Schema:
         datatype={"const": spec.datatype},
         data={**data, "description": "In row-major order: flat, or nested as the shape says"},
     )
+
+
+def _classes(spec: TensorSpec) -> Schema:
+    """An output of which classes were asked for."""
+    shape = list_of({"type": "integer"})
+    return object_of(name={"const": spec.name}, shape=shape, datatype={"const": BYTES}, data=list_of(STRING))
 
 
 def _number(limits: np.finfo[Any]) -> Schema:

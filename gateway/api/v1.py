@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
@@ -96,7 +94,7 @@ class V1Api:
             # Which datatypes the values are of is known only once it is known who answers.
             call.inputs, form = decode_predict(body, choice.version.signature)
             self._plane.admit_to(choice, call, asked)
-            return partial(encode_predict, form=form)
+            return lambda response: (encode_predict(response, form=form), None)
 
         return await predict(request, self._door, self._max_body_bytes, submit)
 

@@ -14,7 +14,7 @@ import orjson
 from gateway.client.codec import Result, decode_response, encode_request
 from gateway.client.errors import InvalidResponse
 from gateway.errors import shown
-from gateway.protocol.json_codec import BINARY_HEADER
+from gateway.protocol.binary_codec import BINARY_HEADER
 from gateway.types import Array, TensorSpec
 
 T = TypeVar("T")

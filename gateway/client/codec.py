@@ -16,8 +16,9 @@ import orjson
 
 from gateway.client.errors import InvalidResponse
 from gateway.errors import InvalidRequest, shown
+from gateway.protocol.binary_codec import BINARY_HEADER
 from gateway.protocol.datatypes import BF16, BF16_DTYPE, BYTES, DATATYPES, NUMPY_DTYPES
-from gateway.protocol.json_codec import BINARY_HEADER, decode_object, decode_shape, decode_tensor
+from gateway.protocol.json_codec import decode_object, decode_shape, decode_tensor
 from gateway.protocol.raw_tensor import decode_raw, encode_raw
 from gateway.types import Array, JsonObject, string_array
 

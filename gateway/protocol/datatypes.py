@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 BYTES = "BYTES"
+MAX_DIMENSIONS = 64
+"""What numpy can hold."""
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),

@@ -22,6 +22,7 @@ import orjson
 import simdjson
 
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.protocol.fast_binary import BinaryDecoder
 from gateway.protocol.json_codec import decode_request
 from gateway.types import Array, InferenceRequest, NumberTemplate, Signature, TensorSpec, string_array
 
@@ -203,6 +204,8 @@ class FastDecoder:
 
     def __init__(self, signature: Signature) -> None:
         self._signature = signature
+        self.binary = BinaryDecoder(signature)
+        """For bodies of which not all is JSON."""
         self._output_names = {spec.name for spec in signature.outputs}
         self._parser = Parser()
         self._readers = {spec.name: TensorReader(spec, self._parser) for spec in signature.inputs}

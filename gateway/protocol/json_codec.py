@@ -1,8 +1,9 @@
-"""Open Inference Protocol v2 requests and responses as JSON."""
+"""Open Inference Protocol v2 requests and responses as JSON. The tensors of a request may also be bytes behind it."""
 
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from collections.abc import Mapping
 from itertools import chain
@@ -11,15 +12,18 @@ from typing import Any
 import numpy as np
 import orjson
 
-from gateway.errors import InferenceFailed, InvalidRequest, Unsupported, shown
+from gateway.errors import InferenceFailed, InvalidRequest, shown
 from gateway.protocol import row_texts
-from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.protocol.classification import class_count
+from gateway.protocol.datatypes import BF16, BYTES, MAX_DIMENSIONS, NUMPY_DTYPES
 from gateway.protocol.parameters import check_values
-from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, TensorSpec, string_array
+from gateway.protocol.raw_tensor import RawParts, decode_raw, unknown_datatype
+from gateway.types import Array, InferenceRequest, InferenceResponse, JsonObject, OutputForm, TensorSpec, string_array
 
-BINARY_HEADER = "inference-header-content-length"
-MAX_DIMENSIONS = 64
-"""What numpy can hold."""
+BINARY_OUTPUT = "binary_data_output"
+BINARY_SIZE = "binary_data_size"
+JSON_FORM = OutputForm()
+NO_JSON_NUMBER = re.compile("-?(?:NaN|Infinity|nan|inf)")
 
 
 def decode_object(body: bytes, path: str = "body") -> JsonObject:
@@ -27,31 +31,47 @@ def decode_object(body: bytes, path: str = "body") -> JsonObject:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"{path}: not JSON: {error} (NaN and Infinity are not JSON either)") from error
+        raise InvalidRequest(f"{path}: not JSON: {_no_json_number(error.doc, error.pos) or error}") from error
     if not isinstance(document, dict):
         raise InvalidRequest(f"{path}: expected a JSON object, got {_kind(document)}")
     return document
 
 
-def refuse_binary(headers: Mapping[str, str]) -> None:
-    """Raise `Unsupported` for a body that is more than its JSON."""
-    if BINARY_HEADER in headers:
-        raise Unsupported("binary tensor data is not supported; send `data` as JSON")
+def _no_json_number(text: str, position: int) -> str | None:
+    """What to do about NaN or infinity, if it is that which stands at a position of the text, or behind its sign."""
+    found = NO_JSON_NUMBER.match(text, position - (text[position - 1 : position] == "-"))
+    if found is None:
+        return None
+    start = text.rfind('"data"', 0, position)
+    # However the numbers are nested, there are as many commas before one as numbers.
+    index = f"data[{text.count(',', start, found.start())}]" if start >= 0 else f"character {found.start()}"
+    return f"{index} is {found[0]}, which JSON cannot hold; v2 takes it as binary tensor data"
 
 
-def decode_request(body: bytes, model: str, version: str | None, headers: Mapping[str, str]) -> InferenceRequest:
-    """Decode an inference request. Raises `InvalidRequest` naming the field and what was expected."""
-    refuse_binary(headers)
+def decode_request(
+    body: bytes,
+    model: str,
+    version: str | None,
+    headers: Mapping[str, str],
+    parts: RawParts | None = None,
+) -> InferenceRequest:
+    """Decode an inference request; `parts` are the bytes behind its JSON.
+
+    Raises `InvalidRequest` naming the field and what was expected, `Unsupported` for tensors in shared memory.
+    """
     document = decode_object(body)
     # An array of numbers takes `true` for 1. Looking for bools is slow, and hardly any body holds one.
     has_bools = b"true" in body or b"false" in body
+    parameters = _parameters(document, "parameters")
+    outputs, forms = _requested_outputs(document.get("outputs"), parameters)
     return InferenceRequest(
         model=model,
         version=version,
-        inputs=_inputs(document.get("inputs"), has_bools=has_bools),
+        inputs=_inputs(document.get("inputs"), parts, has_bools=has_bools),
         id=_optional(document, "id", str),
-        outputs=_requested_outputs(document.get("outputs")),
-        parameters=_parameters(document, "parameters"),
+        outputs=outputs,
+        forms=forms,
+        parameters=parameters,
         headers=headers,
     )
 
@@ -64,11 +84,12 @@ def encode_response(response: InferenceResponse) -> bytes:
     document: JsonObject = {"model_name": response.key.name, "model_version": response.key.version}
     if response.id is not None:
         document["id"] = response.id
-    document["outputs"] = [_output(spec, values) for spec, values in response.outputs]
+    document["outputs"] = [output_document(spec, values) for spec, values in response.outputs]
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _output(spec: TensorSpec, values: Array) -> JsonObject:
+def output_document(spec: TensorSpec, values: Array) -> JsonObject:
+    """One output, for orjson with `OPT_SERIALIZE_NUMPY`. Raises `InferenceFailed` for values that JSON cannot hold."""
     check_finite(spec, values)
     data = values.ravel().tolist() if spec.datatype == BYTES else np.ascontiguousarray(values).ravel()
     return {"name": spec.name, "shape": values.shape, "datatype": spec.datatype, "data": data}
@@ -79,10 +100,13 @@ def check_finite(spec: TensorSpec, values: Array) -> None:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         position = int(np.flatnonzero(~np.isfinite(values))[0])
         value = values.ravel()[position]
-        raise InferenceFailed(f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold")
+        raise InferenceFailed(
+            f"output {spec.name!r}: data[{position}] is {value}, which JSON cannot hold; "
+            "v2 gives it as binary tensor data (`binary_data_output`)"
+        )
 
 
-def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
+def _inputs(value: Any, parts: RawParts | None, *, has_bools: bool) -> dict[str, Array]:
     if not isinstance(value, list) or not value:
         raise InvalidRequest(f"inputs: expected a non-empty list of tensors, got {_kind(value)}")
     inputs: dict[str, Array] = {}
@@ -95,16 +119,38 @@ def _inputs(value: Any, *, has_bools: bool) -> dict[str, Array]:
             raise InvalidRequest(f"{path}.name: expected a string, got {_kind(name)}")
         if name in inputs:
             raise InvalidRequest(f"{path}.name: input {name!r} occurs twice")
-        if "binary_data_size" in _parameters(item, f"{path}.parameters"):
-            raise Unsupported(f"{path}: binary tensor data is not supported; send `data` as JSON")
-        inputs[name] = decode_tensor(item, path, has_bools=has_bools)
+        parameters = _parameters(item, f"{path}.parameters")
+        if BINARY_SIZE in parameters:
+            inputs[name] = _binary_tensor(item, path, parameters[BINARY_SIZE], parts)
+        else:
+            inputs[name] = decode_tensor(item, path, has_bools=has_bools)
+    if parts is not None:
+        parts.close()
     return inputs
+
+
+def _binary_tensor(item: JsonObject, path: str, size: Any, parts: RawParts | None) -> Array:
+    """One tensor whose bytes are the next behind the JSON."""
+    where = f"{path}.parameters.{BINARY_SIZE}"
+    if "data" in item:
+        raise InvalidRequest(f"{where}: the tensor has `data` as well; send one of the two")
+    if parts is None:
+        raise InvalidRequest(f"{where}: nothing says where the bytes begin; send Inference-Header-Content-Length")
+    if type(size) is not int or size < 0:
+        raise InvalidRequest(f"{where}: expected a whole number of bytes, got {shown(size)}")
+    shape = decode_shape(item.get("shape"), f"{path}.shape")
+    datatype = item.get("datatype")
+    if not isinstance(datatype, str):
+        raise unknown_datatype(datatype, path)
+    return decode_raw(datatype, shape, parts.take(size, where), path)
 
 
 def decode_tensor(item: JsonObject, path: str, *, has_bools: bool) -> Array:
     """One tensor with `data`. Raises `InvalidRequest`. `has_bools`: the text may hold `true` or `false`."""
     shape = decode_shape(item.get("shape"), f"{path}.shape")
     datatype = item.get("datatype")
+    if datatype == BF16:
+        raise InvalidRequest(f"{path}.datatype: {BF16} has no JSON form; send the tensor as binary data")
     if not isinstance(datatype, str) or datatype not in NUMPY_DTYPES:
         raise InvalidRequest(f"{path}.datatype: expected one of {', '.join(NUMPY_DTYPES)}, got {shown(datatype)}")
     data = item.get("data")
@@ -202,23 +248,36 @@ def strings(flat: list[Any], shape: tuple[int, ...], path: str) -> Array:
     return string_array(flat, shape)
 
 
-def _requested_outputs(value: Any) -> tuple[str, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, list):
+def _requested_outputs(
+    value: Any, parameters: JsonObject
+) -> tuple[tuple[str, ...] | None, tuple[OutputForm, ...] | None]:
+    """Names and forms of the outputs, as `InferenceRequest` has them."""
+    by_default = _flag(parameters, BINARY_OUTPUT, "parameters", default=False)
+    if value is not None and not isinstance(value, list):
         raise InvalidRequest(f"outputs: expected a list, got {_kind(value)}")
-    names: list[str] = []
+    if not value:
+        return None, (OutputForm(is_binary=True),) if by_default else None
+    forms: dict[str, OutputForm] = {}
     for index, item in enumerate(value):
         path = f"outputs[{index}]"
         name = item.get("name") if isinstance(item, dict) else None
         if not isinstance(name, str):
             raise InvalidRequest(f"{path}.name: expected an object with the name of an output")
-        if name in names:
+        if name in forms:
             raise InvalidRequest(f"{path}.name: output {name!r} occurs twice")
-        if _parameters(item, f"{path}.parameters").get("binary_data"):
-            raise Unsupported(f"{path}: binary tensor data is not supported; leave `binary_data` out")
-        names.append(name)
-    return tuple(names) or None
+        path = f"{path}.parameters"
+        parameters = _parameters(item, path)
+        is_binary = _flag(parameters, "binary_data", path, default=by_default)
+        forms[name] = OutputForm(is_binary, class_count(parameters, path))
+    is_plain = all(form == JSON_FORM for form in forms.values())
+    return tuple(forms), None if is_plain else tuple(forms.values())
+
+
+def _flag(parameters: JsonObject, name: str, path: str, *, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{path}.{name}: expected true or false, got {shown(value)}")
+    return value
 
 
 def _parameters(item: JsonObject, path: str) -> JsonObject:
@@ -228,8 +287,6 @@ def _parameters(item: JsonObject, path: str) -> JsonObject:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{path}: expected an object, got {_kind(value)}")
     check_values(value, path)
-    if value.get("binary_data_output"):
-        raise Unsupported(f"{path}: binary tensor data is not supported; leave `binary_data_output` out")
     return value
 
 

@@ -13,11 +13,8 @@ from gateway.errors import InvalidRequest, Unsupported, shown
 
 RESERVED_PREFIX = "triton_"
 SEQUENCE_PARAMETERS = ("sequence_id", "sequence_start", "sequence_end")
+SHARED_MEMORY_REGION = "shared_memory_region"
 NO_SHARED_MEMORY = "shared memory is not supported; send tensors in the request"
-UNSUPPORTED_PARAMETERS = {
-    "shared_memory_region": NO_SHARED_MEMORY,
-    "classification": "classification is not supported; take the scores and sort them",
-}
 
 PRIORITY_LEVELS = 3
 """1 is taken first."""
@@ -37,14 +34,13 @@ class Schedule(NamedTuple):
 def check_values(parameters: Mapping[str, Any], path: str) -> None:
     """Parameters of a request or of a tensor, found under `path`, hold strings, numbers and bools.
 
-    Raises `InvalidRequest` naming the one that does not, `Unsupported` for shared memory and classification.
+    Raises `InvalidRequest` naming the one that does not, `Unsupported` for a tensor in shared memory.
     """
     for name, value in parameters.items():
         if not isinstance(value, str | int | float):
             raise InvalidRequest(f"{path}.{name}: expected a string, a number or a bool, got {shown(value)}")
-    for name, reason in UNSUPPORTED_PARAMETERS.items():
-        if name in parameters:
-            raise Unsupported(f"{path}.{name}: {reason}")
+    if SHARED_MEMORY_REGION in parameters:
+        raise Unsupported(f"{path}.{SHARED_MEMORY_REGION}: {NO_SHARED_MEMORY}")
 
 
 def schedule_of(parameters: Mapping[str, Any]) -> Schedule | None:

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gateway.errors import InvalidRequest, shown
-from gateway.protocol.datatypes import BYTES, RAW_DTYPES
-from gateway.protocol.json_codec import MAX_DIMENSIONS
+from gateway.protocol.datatypes import BYTES, MAX_DIMENSIONS, RAW_DTYPES
 from gateway.types import Array, string_array
 
 _LENGTH = struct.Struct("<I")
@@ -42,6 +41,25 @@ def decode_raw(datatype: str, shape: Sequence[int], data: bytes | memoryview, pa
         position = int(np.flatnonzero(codes > 1)[0])
         raise InvalidRequest(f"{path}: element {position} is {codes[position]}; a BOOL is 0 or 1")
     return fill(values if values.flags.aligned else values.copy(), shape, path)
+
+
+class RawParts:
+    """The bytes behind a JSON text, given out in order."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._rest = data
+
+    def take(self, size: int, path: str) -> memoryview:
+        """The next `size` bytes. Raises `InvalidRequest` if there are not as many."""
+        if size > len(self._rest):
+            raise InvalidRequest(f"{path}: {size} bytes, of which {len(self._rest)} came")
+        part, self._rest = self._rest[:size], self._rest[size:]
+        return part
+
+    def close(self) -> None:
+        """Raise `InvalidRequest` if bytes are left over."""
+        if self._rest:
+            raise InvalidRequest(f"body: {len(self._rest)} bytes too many after the last tensor")
 
 
 def encode_raw(datatype: str, array: Array) -> bytes | memoryview:
@@ -78,7 +96,7 @@ def text_of(element: bytes | memoryview, position: int, path: str) -> str:
         ) from error
 
 
-def unknown_datatype(datatype: str, path: str) -> InvalidRequest:
+def unknown_datatype(datatype: object, path: str) -> InvalidRequest:
     """The error for a datatype that the protocol does not have."""
     return InvalidRequest(f"{path}.datatype: expected one of {', '.join(RAW_DTYPES)}, got {shown(datatype)}")
 

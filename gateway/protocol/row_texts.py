@@ -67,9 +67,14 @@ def encode(response: InferenceResponse) -> bytes | None:
         return None
     every = tuple(range(len(run.specs))) if response.indices is None else response.indices
     outputs = texts.outputs(every, response.start, response.rows)
-    if response.id is None:
-        return _opening(response.key) + outputs + b"]}"
-    return _opening(response.key)[:-12] + b',"id":' + orjson.dumps(response.id) + b',"outputs":[' + outputs + b"]}"
+    return opening(response.key, response.id) + outputs + b"]}"
+
+
+def opening(key: ModelKey, request_id: str | None) -> bytes:
+    """An answer up to its first output."""
+    if request_id is None:
+        return _opening(key)
+    return _opening(key)[:-12] + b',"id":' + orjson.dumps(request_id) + b',"outputs":['
 
 
 def _texts(run: BatchOutputs) -> RowTexts | None:

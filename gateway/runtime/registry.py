@@ -13,7 +13,7 @@ from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
-from gateway.runtime.manifest import Manifest, ModelConfig
+from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
@@ -41,9 +41,12 @@ class ModelVersion:
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
+    labels: dict[str, tuple[str, ...]] = field(init=False)
+    """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
         self.is_batchable = self.signature.is_batchable
+        self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
@@ -51,6 +54,12 @@ class ModelVersion:
         # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
         # looks, which is rarely.
         self.session.close()
+
+
+def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
+    if prediction.score is None or prediction.classes is None:
+        return {}
+    return {prediction.score: prediction.classes}
 
 
 class Registry:

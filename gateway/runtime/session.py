@@ -142,7 +142,7 @@ def _zeros(spec: TensorSpec, rows: int) -> Array:
 def _spec(path: Path, node: object) -> TensorSpec:
     name, onnx_type, shape = node.name, node.type, node.shape  # type: ignore[attr-defined]
     if onnx_type not in DATATYPE_OF_ONNX:
-        raise StartupError(f"{path}: {name!r} is a {onnx_type}, which the protocol has no datatype for")
+        raise StartupError(f"{path}: {name!r} is a {onnx_type}; no tensor of the protocol becomes one")
     extents = tuple(extent if isinstance(extent, int) and extent >= 0 else -1 for extent in shape)
     return TensorSpec(name, DATATYPE_OF_ONNX[onnx_type], extents)
 

@@ -110,9 +110,18 @@ class Call(Work):
         """The caller's rows of a run."""
         request, version = self.request, self.choice.version
         indices = None if request.outputs is None else output_indices(version.signature, request.outputs)
-        return InferenceResponse(
-            version.key, request.id, None, self.prediction_id.decode(), run, indices, self.start, self.rows
+        return self.formed(
+            InferenceResponse(
+                version.key, request.id, None, self.prediction_id.decode(), run, indices, self.start, self.rows
+            )
         )
+
+    def formed(self, response: InferenceResponse) -> InferenceResponse:
+        """The response, to be written as the request asked."""
+        if self.request.forms is not None:
+            response.forms = self.request.forms
+            response.labels = self.choice.version.labels
+        return response
 
 
 @lru_cache(maxsize=4096)

@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn
 
 from gateway.errors import GatewayError, NotFound
 from gateway.prediction_id import IdSigner, SignedIds
+from gateway.protocol.classification import check_classes
 from gateway.protocol.parameters import schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
@@ -102,6 +103,7 @@ class DataPlane:
         call.rows = check_request(
             call.inputs, request.outputs, version.signature, version.config.batching.max_request_rows
         )
+        check_classes(request.outputs, request.forms, version.signature)
         if request.parameters:
             call.schedule = schedule_of(request.parameters)
         call.request = request
@@ -218,4 +220,4 @@ def _whole(call: Call, run: BatchOutputs) -> InferenceResponse:
     wanted = request.outputs
     indices = range(len(run.specs)) if wanted is None else output_indices(version.signature, wanted)
     tensors = [(run.specs[index], run.arrays[index]) for index in indices]
-    return InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode())
+    return call.formed(InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode()))

@@ -16,7 +16,10 @@ from gateway.serving.route_table import RouteTable
 from gateway.types import JsonObject, TensorSpec
 
 SERVER_NAME = "model-gateway"
-EXTENSIONS = ("model_configuration", "parameters", "schedule_policy", "statistics")
+EXTENSIONS = (
+    *("binary_tensor_data", "classification", "model_configuration", "parameters"),
+    *("schedule_policy", "statistics"),
+)
 """Those of Triton's that every client may use."""
 REPOSITORY_EXTENSIONS = ("model_repository", "model_repository(unload_dependents)")
 """Of a port whose clients may load and unload models."""

@@ -17,7 +17,10 @@ from tests.support.requests import AFFINE, classify, error_of, inputs, outputs_o
 from tests.support.running import GatewayProcess, metric
 from tests.support.sockets import connection, read_answers, request_bytes
 
-EXTENSIONS = ["model_configuration", "parameters", "schedule_policy", "statistics"]
+EXTENSIONS = [
+    *("binary_tensor_data", "classification", "model_configuration"),
+    *("parameters", "schedule_policy", "statistics"),
+]
 MODELS = [
     *("affine", "busy", "classifier", *sorted(f"echo-{name}" for name in NUMPY_DTYPES if name != "BYTES")),
     *("fixed", "logarithm", "lookup", "text", "total", "unscored"),
@@ -138,10 +141,10 @@ class TestErrors:
             (
                 "affine/infer",
                 inputs({"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}),
-                501,
-                "inputs[0]: binary tensor data is not supported",
+                400,
+                "inputs[0].parameters.binary_data_size: nothing says where the bytes begin",
             ),
-            ("affine/infer", {**AFFINE, "parameters": {"binary_data_output": True}}, 501, "parameters: binary tensor"),
+            ("affine/infer", {**AFFINE, "parameters": {"binary_data_output": 1}}, 400, "parameters.binary_data_output"),
         ],
     )
     def test_the_status_table(self, gateway: GatewayProcess, path: str, body: Any, status: int, message: str) -> None:
@@ -149,10 +152,6 @@ class TestErrors:
         response = gateway.public.post(f"/v2/models/{path}", content=content)
         assert error_of(response, status).startswith(message)
         assert "prediction-id" not in response.headers
-
-    def test_a_body_with_a_binary_part_is_501(self, gateway: GatewayProcess) -> None:
-        headers = {"Inference-Header-Content-Length": "10"}
-        error_of(gateway.public.post("/v2/models/affine/infer", content=orjson.dumps(AFFINE), headers=headers), 501)
 
     def test_errors_are_counted_by_model_and_code(self, gateway: GatewayProcess) -> None:
         before = metric(gateway, "gateway_errors_total", model="lookup", reason="invalid_request")

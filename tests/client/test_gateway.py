@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,20 @@ def extremes(datatype: str) -> Array:
     return np.array([[limits.min, limits.max], [0, 1]], dtype)
 
 
+@pytest.fixture(params=[True, False], ids=["binary", "json"])
+def binary(request: pytest.FixtureRequest) -> bool:
+    """How tensors travel."""
+    return bool(request.param)
+
+
+@pytest.fixture
+def ask(ask: Ask, binary: bool) -> Ask:
+    """Either client, either way."""
+    return partial(ask, binary=binary)
+
+
 def infer(ask: Ask, gateway: GatewayProcess, *arguments: Any, **options: Any) -> Result:
-    result: Result = ask(gateway.public_url, lambda client: client.infer(*arguments, **options), binary=False)
+    result: Result = ask(gateway.public_url, lambda client: client.infer(*arguments, **options))
     return result
 
 
@@ -69,20 +82,20 @@ class TestInfer:
         assert list(infer(ask, gateway, "classifier", x).outputs) == ["label", "probability"]
         assert list(infer(ask, gateway, "classifier", x, outputs=["probability"]).outputs) == ["probability"]
 
-    def test_many_at_once_through_one_client(self, gateway: GatewayProcess) -> None:
+    def test_many_at_once_through_one_client(self, gateway: GatewayProcess, binary: bool) -> None:
         async def scenario(client: Any) -> list[float]:
             calls = [client.infer("affine", {"x": np.full((1, 3), n, np.float32)}, version="1") for n in range(150)]
             return [float(result.outputs["y"][0, 0]) for result in await asyncio.gather(*calls)]
 
-        assert ask_async(gateway.public_url, scenario, binary=False) == [2 * n + 1 for n in range(150)]
+        assert ask_async(gateway.public_url, scenario, binary=binary) == [2 * n + 1 for n in range(150)]
 
-    def test_a_full_queue_says_when_to_come_back(self, gateway: GatewayProcess) -> None:
+    def test_a_full_queue_says_when_to_come_back(self, gateway: GatewayProcess, binary: bool) -> None:
         async def scenario(client: Any) -> list[Any]:
             # Each takes some 100 ms, and four may wait.
             calls = [client.infer("busy", {"turns": np.array([[5_000]])}) for _ in range(40)]
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        ends = ask_async(gateway.public_url, scenario, binary=False, retries=0)
+        ends = ask_async(gateway.public_url, scenario, binary=binary, retries=0)
         refused = [end for end in ends if isinstance(end, Unavailable)]
         assert refused
         assert all(error.status == 429 and "queue" in error.message for error in refused)
@@ -104,10 +117,24 @@ class TestInfer:
 
     def test_a_model_that_fails_is_not_asked_again(self, gateway: GatewayProcess, ask: Ask) -> None:
         before = metric(gateway, "gateway_errors_total", reason="inference_failed")
-        error = failure(ask, gateway, "logarithm", {"x": np.array([[-1]], np.float32)})
+        error = failure(partial(ask, binary=False), gateway, "logarithm", {"x": np.array([[-1]], np.float32)})
         assert (type(error), error.status) == (ServerFailed, 500)
         assert "JSON cannot hold" in error.message
         assert metric(gateway, "gateway_errors_total", reason="inference_failed") == before + 1
+
+    def test_what_json_cannot_hold_comes_in_binary(self, gateway: GatewayProcess, ask: Ask) -> None:
+        sent = np.array([[0], [-1], [1]], np.float32)
+        received = infer(partial(ask, binary=True), gateway, "logarithm", {"x": sent}).outputs["y"]
+        np.testing.assert_array_equal(received, np.array([[-np.inf], [np.nan], [0]], np.float32))
+
+    @pytest.mark.parametrize("coding", ["gzip", "deflate"])
+    def test_a_long_answer_is_compressed_if_headers_ask_for_it(
+        self, gateway: GatewayProcess, ask: Ask, coding: str
+    ) -> None:
+        sent = np.zeros((500, 3), np.float32)
+        headers = {"accept-encoding": coding}
+        received = infer(ask, gateway, "affine", {"x": sent}, version="1", headers=headers).outputs["y"]
+        np.testing.assert_array_equal(received, sent + 1)
 
 
 class TestTheRest:
@@ -134,8 +161,8 @@ class TestTheRest:
         with pytest.raises(ModelNotFound):
             ask(gateway.public_url, lambda client: client.metadata("absent"))
 
-    def test_threads_may_share_a_client(self, gateway: GatewayProcess) -> None:
-        with Client(gateway.public_url, binary=False) as client, ThreadPoolExecutor(8) as pool:
+    def test_threads_may_share_a_client(self, gateway: GatewayProcess, binary: bool) -> None:
+        with Client(gateway.public_url, binary=binary) as client, ThreadPoolExecutor(8) as pool:
             rows = [np.full((1, 3), n, np.float32) for n in range(64)]
             results = pool.map(lambda row: client.infer("affine", {"x": row}, version="1"), rows)
             assert [result.outputs["y"][0, 0] for result in results] == [2 * n + 1 for n in range(64)]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import uvloop
 
 from gateway.runtime.repository import scan
 from gateway.server import Listener
@@ -127,3 +129,27 @@ async def _read_answer(reader: asyncio.StreamReader, *, is_head: bool) -> HttpAn
     fields = [(name.lower(), value) for name, _, value in (line.partition(": ") for line in lines)]
     length = 0 if is_head else int(dict(fields).get("content-length", "0"))
     return HttpAnswer(status, tuple(sorted(fields)), await reader.readexactly(length))
+
+
+@contextmanager
+def doors_beside(models: Path, folder: Path, max_body_bytes: int = 2**20, **options: Any) -> Iterator[Doors]:
+    """Both doors open on a loop in a thread of its own, for clients that block."""
+    opened: Future[tuple[Doors, asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        try:
+            async with two_doors(models, folder, max_body_bytes, **options) as doors:
+                closing = asyncio.Event()
+                opened.set_result((doors, asyncio.get_running_loop(), closing))
+                await closing.wait()
+        except BaseException as error:
+            if not opened.done():
+                opened.set_exception(error)
+            raise
+
+    with ThreadPoolExecutor(1) as thread:
+        served = thread.submit(uvloop.run, serve())
+        doors, loop, closing = opened.result()
+        yield doors
+        loop.call_soon_threadsafe(closing.set)
+        served.result()

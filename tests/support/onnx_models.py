@@ -80,6 +80,13 @@ def identity(datatype: str, shape: Extents = ("n", 2)) -> bytes:
     return model([node], [value("x", datatype, shape)], [value("y", datatype, shape)])
 
 
+def pair() -> bytes:
+    """Two inputs as they came: `a` FP32 [rows, 2] is `c`, `b` INT64 [rows] is `d`."""
+    nodes = [helper.make_node("Identity", ["a"], ["c"]), helper.make_node("Identity", ["b"], ["d"])]
+    inputs = [value("a", "FP32", ["n", 2]), value("b", "INT64", ["n"])]
+    return model(nodes, inputs, [value("c", "FP32", ["n", 2]), value("d", "INT64", ["n"])])
+
+
 def lookup() -> bytes:
     """`y[i] = table[index[i]]`, a table of four rows: any other index fails the whole run."""
     node = helper.make_node("Gather", ["table", "index"], ["y"], axis=0)

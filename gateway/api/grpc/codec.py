@@ -13,11 +13,12 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.errors import InvalidRequest
+from gateway.protocol.classification import class_count, formed_outputs
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES, RAW_DTYPES
 from gateway.protocol.json_codec import narrow
 from gateway.protocol.parameters import check_values
 from gateway.protocol.raw_tensor import check_shape, decode_raw, encode_raw, fill, text_of, unknown_datatype
-from gateway.types import Array, InferenceRequest, InferenceResponse, string_array
+from gateway.types import Array, InferenceRequest, InferenceResponse, OutputForm, string_array
 
 PREDICTION_ID_PARAMETER = "prediction_id"
 """In the response besides its metadata, which `tritonclient` does not show and messages of a stream do not have."""
@@ -48,14 +49,16 @@ _CARRIERS = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.ui
 def decode_request(message: pb.ModelInferRequest, headers: Mapping[str, str]) -> InferenceRequest:
     """The request in a message.
 
-    Raises `InvalidRequest` naming the field and what was expected, `Unsupported` for shared memory and classification.
+    Raises `InvalidRequest` naming the field and what was expected, `Unsupported` for shared memory.
     """
+    outputs, forms = _requested_outputs(message.outputs)
     return InferenceRequest(
         model=message.model_name,
         version=message.model_version or None,
         inputs=_inputs(message),
         id=message.id or None,
-        outputs=_requested_outputs(message.outputs),
+        outputs=outputs,
+        forms=forms,
         parameters=_request_parameters(message),
         headers=headers,
     )
@@ -67,7 +70,7 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
         model_name=response.key.name, model_version=response.key.version, id=response.id or ""
     )
     message.parameters[PREDICTION_ID_PARAMETER].string_param = response.prediction_id
-    for spec, values in response.outputs:
+    for spec, values, _ in formed_outputs(response):
         message.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
         message.raw_output_contents.append(bytes(encode_raw(spec.datatype, values)))
     return message
@@ -100,7 +103,7 @@ def _inputs(message: pb.ModelInferRequest) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
     for index, tensor in enumerate(message.inputs):
         path = f"inputs[{index}]"
-        _check_parameters(tensor.parameters, f"{path}.parameters")
+        _checked(tensor.parameters, f"{path}.parameters")
         if not tensor.name:
             raise InvalidRequest(f"{path}.name: expected the name of an input")
         if tensor.name in inputs:
@@ -144,17 +147,21 @@ def _numbers(values: Any, datatype: str, path: str) -> Array:
     return wide if carrier == dtype else narrow(wide, datatype, path)
 
 
-def _requested_outputs(outputs: Iterable[Any]) -> tuple[str, ...] | None:
-    names: list[str] = []
+def _requested_outputs(
+    outputs: Iterable[Any],
+) -> tuple[tuple[str, ...] | None, tuple[OutputForm, ...] | None]:
+    """Names and forms of the outputs, as `InferenceRequest` has them."""
+    forms: dict[str, OutputForm] = {}
     for index, output in enumerate(outputs):
         path = f"outputs[{index}]"
-        _check_parameters(output.parameters, f"{path}.parameters")
-        if output.name in names:
+        parameters = _checked(output.parameters, f"{path}.parameters")
+        if output.name in forms:
             raise InvalidRequest(f"{path}.name: output {output.name!r} occurs twice")
-        names.append(output.name)
-    return tuple(names) or None
+        forms[output.name] = OutputForm(is_binary=True, classes=class_count(parameters, f"{path}.parameters"))
+    return tuple(forms) or None, tuple(forms.values()) or None
 
 
-def _check_parameters(parameters: Mapping[str, Any], path: str) -> None:
-    if parameters:
-        check_values(parameters_of(parameters, path), path)
+def _checked(parameters: Mapping[str, Any], path: str) -> dict[str, Any]:
+    plain = parameters_of(parameters, path)
+    check_values(plain, path)
+    return plain

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2 as pb
 from gateway.api.grpc.codec import CONTENTS, decode_request, encode_response
 from gateway.errors import GatewayError, InvalidRequest, Unsupported
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
-from gateway.types import InferenceResponse, ModelKey, TensorSpec, string_array
+from gateway.types import InferenceResponse, ModelKey, OutputForm, TensorSpec, string_array
 from tests.support.rpc import raw_request, typed_request
 
 NUMBERS = [datatype for datatype in CONTENTS if datatype != BYTES]
@@ -150,16 +150,30 @@ class TestRequest:
         message.parameters["empty"].SetInParent()
         assert refusal(message) == "parameters.empty: expected a value"
 
-    def test_shared_memory_and_classification_are_refused_with_what_to_do_instead(self) -> None:
+    def test_shared_memory_is_refused_with_what_to_do_instead(self) -> None:
         message = raw_request("m", FOUR, [4])
         message.inputs[0].parameters["shared_memory_region"].string_param = "r"
         assert "inputs[0].parameters.shared_memory_region" in refusal(message, Unsupported)
-        message = raw_request("m", FOUR, [4], outputs=[{"name": "y"}])
-        message.outputs[0].parameters["classification"].int64_param = 3
-        assert "outputs[0].parameters.classification" in refusal(message, Unsupported)
+
+    def test_an_output_may_be_asked_for_as_classes(self) -> None:
+        message = raw_request("m", FOUR, [4], outputs=[{"name": "y"}, {"name": "z"}])
+        message.outputs[1].parameters["classification"].int64_param = 3
+        request = decode_request(message, {})
+        assert request.outputs == ("y", "z")
+        assert request.forms == (OutputForm(is_binary=True), OutputForm(is_binary=True, classes=3))
+        message.outputs[1].parameters["classification"].string_param = "3"
+        assert refusal(message) == "outputs[1].parameters.classification: expected a number of classes, got '3'"
 
 
 class TestResponse:
+    def test_classes_take_the_place_of_the_values(self) -> None:
+        outputs = [(TensorSpec("y", "FP32", (-1, 2)), np.array([[0.25, 0.75]], np.float32))]
+        response = InferenceResponse(ModelKey("m", "3"), None, outputs, "the id")
+        response.forms, response.labels = (OutputForm(is_binary=True, classes=1),), {"y": ("no", "yes")}
+        message = encode_response(response)
+        assert (message.outputs[0].datatype, list(message.outputs[0].shape)) == (BYTES, [1, 1])
+        assert message.raw_output_contents[0] == b"\x0e\0\0\x000.750000:1:yes"
+
     def test_outputs_leave_raw_in_their_order_with_the_prediction_id(self) -> None:
         outputs = [
             (TensorSpec("text", BYTES, (-1,)), string_array(["ab", ""], (2,))),

@@ -184,7 +184,7 @@ class TestFlow:
                 stream = service.ModelStreamInfer()
                 await stream.write(turns_request(20_000))
                 batcher = plane.registry.get("busy", "1").batcher
-                await wait_until_async(lambda: batcher._running is not None)
+                await wait_until_async(lambda: batcher._running > 0)
                 idle = service.ModelStreamInfer()
                 await idle.write(affine(1, "first"))
                 assert first_of(await idle.read()) == 3.0
@@ -205,7 +205,7 @@ class TestFlow:
                 await learn_that_busy_is_slow(service)
                 call = service.ModelInfer(turns_request(20_000))
                 batcher = plane.registry.get("busy", "1").batcher
-                await wait_until_async(lambda: batcher._running is not None)
+                await wait_until_async(lambda: batcher._running > 0)
             assert (await call).outputs[0].shape == [1, 1]
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await service.ModelInfer(turns_request(0))
