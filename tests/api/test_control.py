@@ -267,7 +267,7 @@ class TestTracing:
 
         async def scenario() -> None:
             async with collecting() as collector:
-                tracing = {"otlp_endpoint": collector.url, "trace_rate": 0.0}
+                tracing: dict[str, Any] = {"otlp_endpoint": collector.url, "trace_rate": 0.0}
                 async with two_doors(repository, repository.parent, **tracing, **options) as doors:
 
                     async def predict(headers: dict[str, str] | None = None) -> str:
@@ -311,7 +311,7 @@ class TestTracing:
             path = "/v2/trace/setting"
             before = (await ask(doors.ops, "GET", path)).json()
             assert before == {**SHOWN, "trace_rate": "3"}
-            for change, words in (
+            refused: tuple[tuple[dict[str, Any], str], ...] = (
                 ({"trace_count": "5"}, "trace_count: cannot be changed"),
                 ({"log_frequency": "1"}, "log_frequency: cannot be changed"),
                 ({"trace_file": "x.json"}, "trace_file: cannot be changed"),
@@ -325,7 +325,8 @@ class TestTracing:
                     for rate in ("", "-1", "0.5", "²", "4294967296", "9" * 3000, 0.5, True, ["1"])
                 ),
                 ({"trace_rates": "1"}, "trace_rates: unknown; settings: trace_level, trace_rate, trace_mode"),
-            ):
+            )
+            for change, words in refused:
                 content = {"trace_rate": "7", "trace_level": ["OFF"], **change}
                 message = error_of(await ask(doors.ops, "POST", path, json=content), 400)
                 assert message.startswith(words)
