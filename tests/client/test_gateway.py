@@ -122,7 +122,6 @@ class TestInfer:
         assert "JSON cannot hold" in error.message
         assert metric(gateway, "gateway_errors_total", reason="inference_failed") == before + 1
 
-
     def test_what_json_cannot_hold_comes_in_binary(self, gateway: GatewayProcess, ask: Ask) -> None:
         sent = np.array([[0], [-1], [1]], np.float32)
         received = infer(partial(ask, binary=True), gateway, "logarithm", {"x": sent}).outputs["y"]
