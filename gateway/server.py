@@ -182,6 +182,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol(), tls)
         stack.push_async_callback(_flush, gateway)
+        if gateway.tracing is not None:
+            stack.push_async_callback(gateway.tracing.close)
         await stack.enter_async_context(ops.running())
         stack.push_async_callback(gateway.registry.close)
         await stack.enter_async_context(public.running())

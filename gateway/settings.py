@@ -11,6 +11,7 @@ from ipaddress import ip_address
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -65,6 +66,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
+    otlp_endpoint: str | None = Field(
+        None, description="Base URL of an OTLP/HTTP collector that takes traces; unset traces nothing."
+    )
+    trace_rate: float = Field(
+        0.01, ge=0, le=1, description="Share of the requests traced of those whose caller leaves it open."
+    )
     log_buffer_bytes: int = Field(
         16 * 2**20, ge=2**16, description="Log entries waiting for the store; past it they are dropped and counted."
     )
@@ -101,6 +108,10 @@ class Settings(BaseSettings):
                 raise ValueError(f"{one} and {other} are both {ports[one][1]}; they must differ")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
+        if self.otlp_endpoint is not None:
+            _refuse_unusable_endpoint(self.otlp_endpoint)
+        elif "trace_rate" in self.model_fields_set:
+            raise ValueError("trace_rate has no effect without otlp_endpoint; give both or leave it out")
         if self.ops_token is None and not is_loopback(self.ops_host):
             raise ValueError(
                 f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "
@@ -149,6 +160,21 @@ def is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _refuse_unusable_endpoint(endpoint: str) -> None:
+    try:
+        parts = urlsplit(endpoint)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"otlp_endpoint: {error}") from error
+    if parts.username is not None or parts.password is not None:
+        # Not shown: the message goes to the log.
+        raise ValueError("otlp_endpoint holds credentials; give them in OTEL_EXPORTER_OTLP_HEADERS instead")
+    if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise ValueError(f"otlp_endpoint {endpoint!r}: expected a URL such as http://127.0.0.1:4318")
+    if parts.path.rstrip("/").endswith("/v1/traces"):
+        raise ValueError(f"otlp_endpoint {endpoint!r}: leave out /v1/traces, which is added")
 
 
 def _refuse_unknown_variables() -> None:

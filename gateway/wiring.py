@@ -31,6 +31,7 @@ from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
+from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
 from gateway.serving.watching import Watching
@@ -44,6 +45,7 @@ from gateway.telemetry.metrics import GatewayMetrics
 
 if TYPE_CHECKING:
     from gateway.api.grpc.listener import GrpcListener
+    from gateway.telemetry.tracing import Tracing
 
 SNAPSHOT_FILE = "routes.json"
 NONCE_BYTES = 3
@@ -65,7 +67,14 @@ class Gateway:
         )
         self.log = RequestLog(writer, self.metrics, rate=settings.sample_rate, buffer_bytes=settings.log_buffer_bytes)
         signer = IdSigner(id_key, secrets.token_bytes(NONCE_BYTES))
-        self.plane = DataPlane(self.registry, self.routes, signer, self.metrics, self.log, random=random.random)
+        self.tracing = start_tracing(settings, self.metrics)
+        traces = None
+        if self.tracing is not None:
+            scheme = "http" if settings.tls_cert is None else "https"
+            traces = RequestTraces(self.tracing, rate=settings.trace_rate, scheme=scheme, random=random.random)
+        self.plane = DataPlane(
+            self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
+        )
         self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
@@ -120,3 +129,13 @@ class Gateway:
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)
+
+
+def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:
+    """The way to the collector, if there is one. Raises `StartupError` if the environment contradicts the settings."""
+    if settings.otlp_endpoint is None:
+        return None
+    # The OpenTelemetry SDK takes a quarter of a second to import, and only those who trace need it.
+    from gateway.telemetry.tracing import Tracing  # noqa: PLC0415
+
+    return Tracing(settings.otlp_endpoint, metrics)

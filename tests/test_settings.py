@@ -82,6 +82,8 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
+        "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
+        "trace_rate": ("0.5", 0.5),
         "collector": ("false", False),
         "consumer_name": ("one", "one"),
         "drain_seconds": ("2", 2.0),
@@ -149,6 +151,7 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"request_timeout": 0}, "request_timeout:"),
         ({"sample_rate": 1.5}, "sample_rate:"),
         ({"sample_rate": -0.1}, "sample_rate:"),
+        ({"trace_rate": 2}, "trace_rate:"),
         ({"route_poll_seconds": 0}, "route_poll_seconds:"),
         ({"drain_seconds": -1}, "drain_seconds:"),
         ({"shutdown_timeout": 0}, "shutdown_timeout:"),
@@ -184,6 +187,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"ops_token": "short"}, "ops_token needs at least 16 characters"),
         ({"id_key": "short"}, "id_key needs at least 16 characters"),
         ({"ops_host": "0.0.0.0"}, "set GATEWAY_OPS_TOKEN"),  # noqa: S104 -- refused
+        ({"trace_rate": 0.5}, "trace_rate has no effect without otlp_endpoint"),
+        ({"trace_rate": 0.01}, "trace_rate has no effect without otlp_endpoint"),
         ({"ops_host": "10.0.0.1"}, "set GATEWAY_OPS_TOKEN"),
         ({"ops_host": "::"}, "set GATEWAY_OPS_TOKEN"),
         ({"ops_host": "gateway.example"}, "set GATEWAY_OPS_TOKEN"),
@@ -191,6 +196,33 @@ def test_all_mistakes_are_told_at_once() -> None:
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], expected: str) -> None:
     assert expected in refusal(options)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "expected"),
+    [
+        ("collector:4318", "expected a URL such as http://127.0.0.1:4318"),
+        ("grpc://collector:4317", "expected a URL such as http://127.0.0.1:4318"),
+        ("http://", "expected a URL such as http://127.0.0.1:4318"),
+        ("http://collector:0", "expected a URL such as http://127.0.0.1:4318"),
+        ("http://collector?key=1", "expected a URL such as http://127.0.0.1:4318"),
+        ("", "expected a URL such as http://127.0.0.1:4318"),
+        ("http://collector:many", "otlp_endpoint: "),
+        ("http://[collector", "otlp_endpoint: "),
+        ("http://collector:4318/v1/traces", "leave out /v1/traces"),
+        ("http://collector:4318/v1/traces/", "leave out /v1/traces"),
+    ],
+)
+def test_an_endpoint_that_could_take_no_traces_is_refused(endpoint: str, expected: str) -> None:
+    message = refusal({"otlp_endpoint": endpoint})
+    assert message.startswith("otlp_endpoint")
+    assert expected in message
+
+
+def test_credentials_in_an_endpoint_are_refused_and_not_shown() -> None:
+    message = refusal({"otlp_endpoint": "http://me:hush@collector:4318"})
+    assert "OTEL_EXPORTER_OTLP_HEADERS" in message
+    assert "hush" not in message
 
 
 @pytest.mark.parametrize(
@@ -202,6 +234,8 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
         {"ops_host": "::1"},
         {"ops_host": "127.8.9.10"},
         {"host": "127.0.0.2", "port": 9000, "ops_port": 9000},
+        {"otlp_endpoint": "http://127.0.0.1:4318", "trace_rate": 0.0},
+        {"otlp_endpoint": "https://[::1]/prefix/"},
     ],
 )
 def test_what_only_looks_like_a_contradiction_is_fine(options: dict[str, Any]) -> None:

@@ -102,16 +102,18 @@ class InferenceDoor:
         """Nobody waits for the answer any more."""
         self._plane.abandon(call)
 
-    def answer(self, model: str, outcome: Outcome, encode: Encode = encode_response) -> Answer:
+    def answer(self, model: str, outcome: Outcome, call: Call, encode: Encode = encode_response) -> Answer:
         """The answer to what `submit` raised or the call got; counts errors."""
         if isinstance(outcome, InferenceResponse):
             try:
                 body, length = encode(outcome)
             except GatewayError as error:
-                outcome = error
+                outcome = call.error = error
             else:
                 fields: Fields = () if length is None else (("content-type", BINARY_TYPE), (BINARY_HEADER, str(length)))
                 return Answer(200, body, outcome.prediction_id, fields)
+        elif self._plane.traces is not None:
+            self._plane.traces.failed(call, model, outcome)
         self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)
         return Answer(outcome.status, orjson.dumps({"error": outcome.message}), "", _error_fields(outcome))
 

@@ -183,7 +183,7 @@ class FastProtocol(HttpToolsProtocol):
             return
         self._size += len(body)
         if self._size > self._max_body_bytes:
-            self._refuse_body()
+            self._refuse_body(self._target)
         else:
             self._body.append(body)
 
@@ -202,24 +202,29 @@ class FastProtocol(HttpToolsProtocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         is_last = not self.parser.should_keep_alive()
-        head = Head(target, self.headers, len(body), self._notes.announced, self._notes.coding)
+        head = self._head(target, len(body))
         if not is_last:
             self._remember(head, start)
         self._admit(head, body, is_last=is_last)
 
+    def _head(self, target: Target, length: int) -> Head:
+        notes = self._notes
+        return Head(target, self.headers, length, notes.announced, notes.coding, notes.traceparent)
+
     def _remember(self, head: Head, start: bytes) -> None:
         """Spare the parser this head from now on, if it came in one piece: in `start`, which begins with it."""
         raw, end, _ = start.partition(HEAD_END)
-        # An empty line before the verb would be taken for the end of the head.
-        is_whole = bool(end) and raw.startswith(b"POST")
-        if is_whole and head.length == self._notes.length and not self.expect_100_continue:
+        # An empty line before the verb would be taken for the end of the head. A client that stamps its requests stamps
+        # each anew, so its heads do not come again.
+        is_worth_it = bool(end) and raw.startswith(b"POST") and not head.traceparent
+        if is_worth_it and head.length == self._notes.length and not self.expect_100_continue:
             self._share.learn(raw, head)
 
     def _leave_parser(self, target: Target, length: int) -> None:
         """If a large body is still to come, let it come without the parser; a new one reads what follows."""
         if length - self._size < LARGE_BODY_BYTES:
             return
-        head = Head(target, self.headers, length, self._notes.announced, self._notes.coding)
+        head = self._head(target, length)
         is_last = not self.parser.should_keep_alive()
         if not is_last:
             self._remember(head, self._start)
@@ -243,10 +248,12 @@ class FastProtocol(HttpToolsProtocol):
 
     def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""
-        target, fields, _, announced, coding = head
+        target, fields, _, announced, coding, traceparent = head
         model, version = target
         slots = self.slots
-        slot = Slot(self, model, is_last) if coding is None else CompressingSlot(self, model, is_last, coding)
+        slot = Slot(self, target, is_last) if coding is None else CompressingSlot(self, target, is_last, coding)
+        if traceparent:
+            slot.traceparent = traceparent
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields
@@ -296,12 +303,13 @@ class FastProtocol(HttpToolsProtocol):
             self._running = cycle
             super()._start_asgi_task(cycle, app)
 
-    def _refuse_body(self) -> None:
+    def _refuse_body(self, target: Target) -> None:
         """A chunked body, whose size was not known before, is too large: answer at once, and read over the rest."""
         if not self._is_refused:
             self._is_refused = True
             self._body = []
-            slot = Slot(self, "", not self.parser.should_keep_alive())
+            slot = Slot(self, target, not self.parser.should_keep_alive())
+            slot.traceparent = self._notes.traceparent
             self.slots.append(slot)
             slot.answer(too_large(self._max_body_bytes))
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:

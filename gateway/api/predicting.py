@@ -14,7 +14,9 @@ from gateway.api.body import read_body
 from gateway.api.compression import accepted_encoding, content_encoding, decompress
 from gateway.api.door import Answer, Encode, InferenceDoor, Outcome, compressed, is_worth_compressing
 from gateway.errors import GatewayError
-from gateway.serving.call import Call
+from gateway.protocol.binary_codec import encode_response
+from gateway.serving.call import Call, Endpoint
+from gateway.telemetry.trace_context import TRACEPARENT
 
 PREDICTION_ID = "Prediction-Id"
 CLIENT_LEFT = 499
@@ -24,18 +26,45 @@ Submit: TypeAlias = Callable[[bytes, Call], Encode]
 """Takes a body and admits the call, or raises `GatewayError`; says how its answer is written."""
 
 
+class AwaitedCall(Call):
+    """A request whose answer an endpoint waits for.
+
+    The answer is written at once: whether that can be done belongs to the trace, which is made with the batch's record.
+    """
+
+    def __init__(self, door: InferenceDoor, request: Request) -> None:
+        self._door = door
+        self._model = request.path_params["model"]
+        self._endpoint = Endpoint(request.scope["route"].path_format, request.scope["path"])
+        self.encode: Encode = encode_response
+        self.traceparent = request.headers.get(TRACEPARENT, "")
+        self.written: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Of the protocol that it came by."""
+        return self._endpoint
+
+    def answer(self, outcome: Outcome) -> None:
+        """Turn the outcome into an answer, once."""
+        if not self.is_cancelled and not self.is_answered:
+            # Whoever calls this can still answer with an error if it raises.
+            answer = self._door.answer(self._model, outcome, self, self.encode)
+            self.is_answered = True
+            self.written.set_result(answer)
+
+
 async def predict(request: Request, door: InferenceDoor, max_body_bytes: int, submit: Submit) -> Response:
     """The answer to a prediction request of the model that the path names."""
-    model = request.path_params["model"]
-    answered: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-    call = Call(answered.set_result)
+    call = AwaitedCall(door, request)
     try:
-        encode = submit(await _content(request, max_body_bytes), call)
+        # No call is answered in the turn of the loop in which it is admitted.
+        call.encode = submit(await _content(request, max_body_bytes), call)
     except GatewayError as error:
-        return _response(door.answer(model, error))
-    if not await _is_answered(answered, request, door, call):
+        call.answer(error)
+    if not await _is_answered(call, request, door):
         return Response(status_code=CLIENT_LEFT)
-    answer = door.answer(model, answered.result(), encode)
+    answer = call.written.result()
     coding = accepted_encoding(request.headers.get("accept-encoding", ""))
     if coding is not None and is_worth_compressing(answer.body):
         answer = await asyncio.to_thread(compressed, answer, coding)
@@ -49,16 +78,17 @@ async def _content(request: Request, limit: int) -> bytes:
     return body if coding is None else await asyncio.to_thread(decompress, body, coding, limit)
 
 
-async def _is_answered(answered: asyncio.Future[Outcome], request: Request, door: InferenceDoor, call: Call) -> bool:
-    """Wait for the outcome; False if the client leaves before it."""
+async def _is_answered(call: AwaitedCall, request: Request, door: InferenceDoor) -> bool:
+    """Wait for the answer; False if the client leaves before it."""
+    if call.is_answered:
+        return True
     left = asyncio.ensure_future(request.receive())
     try:
-        await asyncio.wait((answered, left), return_when=asyncio.FIRST_COMPLETED)
-        return answered.done()
+        await asyncio.wait((call.written, left), return_when=asyncio.FIRST_COMPLETED)
+        return call.is_answered
     finally:
-        # Also on cancellation: the rows of a caller that is gone are not run.
-        if not answered.done():
-            door.abandon(call)
+        # Also on cancellation: the rows of a caller that is gone are not run. Does nothing once it is answered.
+        door.abandon(call)
         left.cancel()
 
 

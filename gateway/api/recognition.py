@@ -8,15 +8,20 @@ from typing import NamedTuple
 
 from gateway.api.compression import accepted_encoding
 from gateway.protocol.binary_codec import BINARY_HEADER
+from gateway.serving.call import Endpoint
+from gateway.telemetry.trace_context import TRACEPARENT
 
 TARGET = re.compile(rb"/v2/models/([A-Za-z0-9._-]+)(?:/versions/([0-9]+))?/infer\Z")
+INFER_ROUTE = "/v2/models/{model}/infer"
+VERSION_ROUTE = "/v2/models/{model}/versions/{version}/infer"
 MAX_TARGETS = 4096
 """Request targets remembered, so that each is matched once."""
 
 BINARY_FIELD = BINARY_HEADER.encode()
+TRACE_FIELD = TRACEPARENT.encode()
 UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD}
+NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD, TRACE_FIELD}
 
 MAX_HEADS = 2048
 """Request heads remembered: a client sends few, but one that stamps each request anew sends no two alike."""
@@ -28,6 +33,12 @@ class Target(NamedTuple):
 
     model: str
     version: str | None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The infer endpoint that it names."""
+        route = INFER_ROUTE if self.version is None else VERSION_ROUTE
+        return Endpoint(route, route.format(model=self.model, version=self.version))
 
 
 class RequestHeaders(Mapping[str, str]):
@@ -58,7 +69,7 @@ class RequestHeaders(Mapping[str, str]):
 class HeadNotes:
     """What the header fields of the request that is being read say, as far as the fast path cares."""
 
-    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes")
+    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes", "traceparent")
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
@@ -70,7 +81,8 @@ class HeadNotes:
         """Of the body, if the head announces it."""
         self.announced: str | None = None
         self.coding: str | None = None
-        """Both as `Head` has them."""
+        self.traceparent = ""
+        """These three as `Head` has them."""
         self.expects = False
         """The client waits for `100 Continue`."""
         self.is_unusual = False
@@ -86,9 +98,11 @@ class HeadNotes:
             self.expects = value.lower() == b"100-continue"
         elif name == b"accept-encoding":
             self.coding = accepted_encoding(value.decode("latin-1"))
+        # Of several of these the first counts, as it does for Starlette.
         elif name == BINARY_FIELD:
-            # Of several the first counts, as it does for Starlette.
             self.announced = self.announced if self.announced is not None else value.decode("latin-1")
+        elif name == TRACE_FIELD:
+            self.traceparent = self.traceparent or value.decode("latin-1")
         else:
             self.is_unusual = True
 
@@ -104,6 +118,8 @@ class Head(NamedTuple):
     """How much of that is JSON, as the head has it; None where all is."""
     coding: str | None
     """In which the client would rather have a long answer."""
+    traceparent: str
+    """W3C's header; empty without one."""
 
 
 class ServerShare:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.api.door import Answer, Outcome, compressed, is_worth_compressing
+from gateway.api.recognition import Target
 from gateway.protocol.row_texts import row_bodies
-from gateway.serving.call import Call
+from gateway.serving.call import Call, Endpoint
 from gateway.types import BatchOutputs
 
 if TYPE_CHECKING:
@@ -19,11 +20,16 @@ class Slot(Call):
     sent: Answer | None = None
     """The answer, once there is one."""
 
-    def __init__(self, protocol: FastProtocol, model: str, is_last: bool) -> None:
+    def __init__(self, protocol: FastProtocol, target: Target, is_last: bool) -> None:
         self.protocol = protocol
-        self.model = model
+        self.target = target
         self.is_last = is_last
         """The connection closes after this answer, as the client asked."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """As Starlette would name it."""
+        return self.target.endpoint
 
     def deliver(self, run: BatchOutputs) -> None:
         """The common answer, which was written with those of the whole run."""
@@ -43,7 +49,7 @@ class Slot(Call):
         """Turn the outcome into an answer, once, and send it as soon as its turn comes."""
         if not self.is_cancelled and not self.is_answered:
             self.is_answered = True
-            self.send(self.protocol.door.answer(self.model, outcome))
+            self.send(self.protocol.door.answer(self.target.model, outcome, self))
 
     def send(self, answer: Answer) -> None:
         """Send the answer as soon as its turn comes."""
@@ -53,8 +59,8 @@ class Slot(Call):
 class CompressingSlot(Slot):
     """Of a client that would rather have a long answer compressed, which takes a thread meanwhile."""
 
-    def __init__(self, protocol: FastProtocol, model: str, is_last: bool, coding: str) -> None:
-        super().__init__(protocol, model, is_last)
+    def __init__(self, protocol: FastProtocol, target: Target, is_last: bool, coding: str) -> None:
+        super().__init__(protocol, target, is_last)
         self._coding = coding
 
     def deliver(self, run: BatchOutputs) -> None:

@@ -2,6 +2,9 @@
 
 An entry has two fields. `meta` is JSON that a person can read with `redis-cli`; `data` is the numeric columns back to
 back, little-endian and row-major, in the order in which `meta.columns` names them. String columns stand in `meta`.
+
+What a reader may overlook, as `meta.traces`, is left out where there is nothing to say, and needs no new schema: older
+collectors go on reading.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ class LoggedRequest:
     variant: str
     revision: int
     rows: int
+    trace_id: str = ""
+    """In hex; empty if the request was not traced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,9 @@ def encode(entry: LogEntry) -> dict[bytes, bytes]:
         "requests": [[r.prediction_id, r.variant, r.revision, r.rows] for r in entry.requests],
         "columns": columns,
     }
+    traces = [request.trace_id for request in entry.requests]
+    if any(traces):
+        meta["traces"] = traces
     return {META: orjson.dumps(meta), DATA: b"".join(blobs)}
 
 
@@ -88,7 +96,7 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
             key=ModelKey(str(meta["model"]), str(meta["version"])),
             logged_at=float(meta["logged_at"]),
             rate=float(meta["rate"]),
-            requests=tuple(LoggedRequest(str(i), str(v), int(n), int(r)) for i, v, n, r in meta["requests"]),
+            requests=_requests(meta["requests"], meta.get("traces")),
             **_columns(meta["columns"], fields[DATA]),
         )
     except MalformedEntry:
@@ -99,6 +107,15 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
         if array.shape[:1] != (entry.rows,):
             raise MalformedEntry(f"column {name!r} has shape {list(array.shape)}, the requests have {entry.rows} rows")
     return entry
+
+
+def _requests(requests: list[Any], traces: list[Any] | None) -> tuple[LoggedRequest, ...]:
+    if traces is None:
+        traces = [""] * len(requests)
+    return tuple(
+        LoggedRequest(str(i), str(v), int(n), int(r), str(trace))
+        for (i, v, n, r), trace in zip(requests, traces, strict=True)
+    )
 
 
 def _columns(columns: list[dict[str, Any]], data: bytes) -> dict[str, dict[str, Array]]:

@@ -26,7 +26,7 @@ Runs side by side need no more, since they keep the cores busy while the gateway
 HOPELESS = 0.7
 """Of the best rate: a size this slow ends the search."""
 PATIENCE = 2.0
-"""How many times longer than on all cores a run may take on one for the sake of the rate: a lone caller waits for it."""
+"""How many times longer than on all cores a run may take on one, for the rate: a lone caller waits for it."""
 
 
 class Plan(NamedTuple):

@@ -28,7 +28,8 @@ class Work(ABC):
     start = 0
     """Its first row in the batch."""
     bucket: Bucket = ()
-    enqueued: float
+    enqueued = 0.0
+    """Monotonic seconds; 0 until it is."""
     schedule: Schedule | None = None
     """How it wants to be queued, if it says so."""
     is_cancelled = False

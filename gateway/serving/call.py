@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner, SummaryKind
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Work
 from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, Signature
+
+if TYPE_CHECKING:
+    from gateway.serving.request_traces import RequestTraces
 
 Reply: TypeAlias = Callable[[InferenceResponse | GatewayError], None]
 """Called exactly once on the event loop, unless the call is cancelled."""
@@ -19,15 +22,26 @@ DIRECT = ""
 """Variant of a request that names its version: no rule chose it."""
 
 
+class Endpoint(NamedTuple):
+    """Where a request came in over HTTP."""
+
+    route: str
+    """Of the path, with names in braces for what varies."""
+    path: str
+
+
 class Choice:
     """Who answers a request: made once for each variant in force, and for each version asked for by number."""
 
-    __slots__ = ("bare_prefix", "prefix", "revision", "variant", "version")
+    __slots__ = ("bare_prefix", "prefix", "revision", "traces", "variant", "version")
 
-    def __init__(self, version: ModelVersion, variant: str = DIRECT, revision: int = 0) -> None:
+    def __init__(
+        self, version: ModelVersion, variant: str = DIRECT, revision: int = 0, traces: RequestTraces | None = None
+    ) -> None:
         self.version = version
         self.variant = variant
         self.revision = revision
+        self.traces = traces
         key = version.key
         kind = version.answers.kind if version.answers is not None else SummaryKind.NONE
         self.prefix = IdSigner.prefix(key.name, revision, variant, key.version, kind)
@@ -43,10 +57,21 @@ class Call(Work):
     prediction_id: bytes
     """ASCII, as it is sent."""
     is_answered = False
+    traceparent = ""
+    """What the client sent under this name; not looked at unless requests are traced."""
+    trace_id: str | None = None
+    """Of a traced request, in hex; empty if it failed untraced."""
+    error: GatewayError | None = None
+    """Why an answer that was there could not be written."""
 
     def __init__(self, reply: Reply) -> None:
         """The data plane fills in the rest when it admits the call."""
         self._reply = reply
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where it came in over HTTP; None if it came another way. Looked at only if it is traced."""
+        return None
 
     @property
     def variant(self) -> str:
@@ -72,10 +97,13 @@ class Call(Work):
         """Tell the caller what went wrong."""
         if not self.is_cancelled and not self.is_answered:
             self.choice.version.statistics.record_failure(self.enqueued)
-        self.answer(error)
+        self.refuse(error)
 
     def refuse(self, error: GatewayError) -> None:
         """Tell the caller what is wrong with the request: it is refused, as at the door, and counts as no failure."""
+        traces = self.choice.traces
+        if traces is not None and not self.is_cancelled and not self.is_answered:
+            traces.failed(self, self.choice.version.key.name, error)
         self.answer(error)
 
     def response(self, run: BatchOutputs) -> InferenceResponse:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, NoReturn
 
-from gateway.errors import NotFound
+from gateway.errors import GatewayError, NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
 from gateway.protocol.parameters import schedule_of
@@ -20,8 +20,10 @@ from gateway.runtime.registry import ModelVersion, Registry
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call, Choice, Reply, output_indices
 from gateway.serving.request_log import RequestLog
+from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
+from gateway.telemetry.trace_context import TRACEPARENT
 from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
 
 
@@ -47,6 +49,7 @@ class DataPlane:
         *,
         random: Callable[[], float],
         clock: Callable[[], float] = time.time,
+        traces: RequestTraces | None = None,
     ) -> None:
         """`random` is evenly spread over [0, 1), for requests that are not sticky; `clock` is Unix time."""
         self.registry = registry
@@ -54,6 +57,7 @@ class DataPlane:
         self._signer = signer
         self._metrics = metrics
         self._log = log
+        self.traces = traces
         self._random = random
         self._clock = clock
         self._choices: dict[str, Choices] = {}
@@ -67,7 +71,15 @@ class DataPlane:
         """
         call = Call(reply)
         call.inputs = request.inputs
-        self.admit(call, request, request.headers)
+        if self.traces is None:
+            self.admit(call, request, request.headers)
+            return call
+        call.traceparent = request.headers.get(TRACEPARENT, "")
+        try:
+            self.admit(call, request, request.headers)
+        except GatewayError as error:
+            self.traces.failed(call, request.model, error)
+            raise
         return call
 
     def admit(self, call: Call, request: InferenceRequest, headers: Mapping[str, str]) -> None:
@@ -122,7 +134,7 @@ class DataPlane:
             self._refuse_unrouted(model)
         for variant in route.variants:
             if variant.name == label:
-                return Choice(self.registry.get(model, variant.version), variant.name, route.revision)
+                return Choice(self.registry.get(model, variant.version), variant.name, route.revision, self.traces)
         known = ", ".join(variant.name for variant in route.variants)
         raise NotFound(f"unknown label {label!r} of model {model!r}; labels, which are the route's variants: {known}")
 
@@ -151,6 +163,8 @@ class DataPlane:
             else:
                 call.answer(_whole(call, outputs))
         self._record(version, batch, calls)
+        if self.traces is not None:
+            self.traces.offer(batch, calls, ids.tags)
         self._log.offer(version, batch, calls, ids.tags)
 
     def _sign(self, calls: list[Call], summaries: list[int | None] | None) -> SignedIds:
@@ -171,7 +185,9 @@ class DataPlane:
 
     def _choices_of(self, route: Route) -> Choices:
         by_variant = {
-            variant.name: Choice(self.registry.get(route.name, variant.version), variant.name, route.revision)
+            variant.name: Choice(
+                self.registry.get(route.name, variant.version), variant.name, route.revision, self.traces
+            )
             for variant in route.variants
         }
         drawn = [by_variant[variant.name] for variant in route.variants] if route.is_random else None
@@ -181,7 +197,7 @@ class DataPlane:
         version = self.registry.get(model, number)
         choice = self._direct_choices.get(version.key)
         if choice is None or choice.version is not version:
-            choice = self._direct_choices[version.key] = Choice(version)
+            choice = self._direct_choices[version.key] = Choice(version, traces=self.traces)
         return choice
 
     def _record(self, version: ModelVersion, batch: Batch, calls: list[Call]) -> None:

@@ -20,6 +20,7 @@ from gateway.protocol.log_codec import LogEntry, LoggedRequest, encode
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call
+from gateway.serving.sampling import Sample
 from gateway.state.log_writer import LogWriter
 from gateway.telemetry.metrics import LOG_DROPPED, LOG_SAMPLED, LOG_WRITTEN, GatewayMetrics
 from gateway.types import Array
@@ -49,8 +50,7 @@ class RequestLog:
     ) -> None:
         self._writer = writer
         self._metrics = metrics
-        self._rate = rate
-        self._threshold = np.uint64(min(int(rate * 2**64), 2**64 - 1))
+        self._sample = Sample(rate)
         self._buffer_bytes = buffer_bytes
         self._clock = clock
         self._buffer: deque[tuple[str, dict[bytes, bytes]]] = deque()
@@ -61,9 +61,7 @@ class RequestLog:
 
     def offer(self, version: ModelVersion, batch: Batch, calls: Sequence[Call], tags: Array) -> None:
         """Take the sampled calls of a finished batch: `tags` are those of their prediction ids, which decide."""
-        sampled = (
-            calls if self._rate >= 1.0 else [calls[index] for index in np.flatnonzero(tags < self._threshold).tolist()]
-        )
+        sampled = self._sample.choose(calls, tags)
         if not sampled:
             return
         name = version.key.name
@@ -148,9 +146,10 @@ class RequestLog:
         return LogEntry(
             key=version.key,
             logged_at=self._clock(),
-            rate=self._rate,
+            rate=self._sample.rate,
             requests=tuple(
-                LoggedRequest(call.prediction_id.decode(), call.variant, call.revision, call.rows) for call in sampled
+                LoggedRequest(call.prediction_id.decode(), call.variant, call.revision, call.rows, call.trace_id or "")
+                for call in sampled
             ),
             inputs=inputs,
             outputs=outputs,

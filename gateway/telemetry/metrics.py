@@ -62,6 +62,9 @@ LOG_WRITTEN = Instrument("gateway_log_written_entries_total", "counter", "Log en
 LOG_DROPPED = Instrument(
     "gateway_log_dropped_entries_total", "counter", "Log entries lost because the buffer was full.", ("model",)
 )
+TRACES = Instrument(
+    "gateway_traces_total", "counter", "Requests chosen to be traced, by what became of the trace.", ("outcome",)
+)
 LABELS = Instrument(
     "gateway_labels_total", "counter", "Labels taken by /v2/feedback, by outcome.", ("model", "outcome")
 )
@@ -170,7 +173,7 @@ class GatewayMetrics(Collector):
         self.registry.register(self)
         self._versions: dict[ModelKey, VersionMetrics] = {}
         self._counters: dict[Instrument, Counter[Labels]] = {
-            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, LABELS)
+            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
         }
         self._gauges: list[Callable[[], Iterable[Gauge]]] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,16 @@ def test_an_entry_comes_back_as_it_was() -> None:
     decoded = decode(encode(small_entry()))
     assert_same(decoded, small_entry())
     assert decoded.rows == 3
+
+
+def test_traced_requests_keep_their_trace_and_an_entry_without_any_is_as_it_ever_was() -> None:
+    plain = small_entry()
+    traced = replace(plain, requests=(plain.requests[0], replace(plain.requests[1], trace_id="ab" * 16)))
+    assert_same(decode(encode(traced)), traced)
+    meta, before = orjson.loads(encode(traced)[META]), orjson.loads(encode(plain)[META])
+    # What a collector that knows nothing of traces reads.
+    assert {name: value for name, value in meta.items() if name != "traces"} == before
+    assert meta["traces"] == ["", "ab" * 16]
 
 
 def columns(rows: int) -> st.SearchStrategy[dict[str, Array]]:
@@ -111,6 +122,10 @@ def test_one_column_is_what_an_entry_may_hold() -> None:
         changed(requests=[["id", "v", 1]]),
         changed(requests=[["id", "v", "x", 3]]),
         changed(requests=None),
+        changed(traces=[]),
+        changed(traces=["a"]),
+        changed(traces=["a", "b", "c"]),
+        changed(traces=7),
         changed(columns={}),
         changed(columns=[{}]),
         changed(rate="often"),
@@ -148,7 +163,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=8,
 )
-META_KEYS = sorted(orjson.loads(encode(small_entry())[META]))
+META_KEYS = sorted({*orjson.loads(encode(small_entry())[META]), "traces"})
 
 
 @given(st.dictionaries(st.sampled_from([META, DATA, b"other"]), st.binary(max_size=40)))

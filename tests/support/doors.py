@@ -55,6 +55,8 @@ async def two_doors(
             await wait_until_async(lambda: fast.started and slow.started and ops.started)
             yield Doors(gateway, ports[0], ports[1], ports[2], fast)
             await gateway.registry.close()
+        if gateway.tracing is not None:
+            await gateway.tracing.close()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
+from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_table import RouteTable
 from gateway.state.client import Store, connect
 from gateway.state.log_writer import LogWriter, Outcome
@@ -89,6 +90,7 @@ def plane_over(
     writer: LogWriter | None = None,
     rate: float = 1.0,
     buffer_bytes: int = 2**24,
+    traces: RequestTraces | None = None,
 ) -> Iterator[Plane]:
     """Everything that `wiring.py` connects, without ports. Without a store, routes are the default ones."""
     metrics = GatewayMetrics()
@@ -96,7 +98,7 @@ def plane_over(
     routes = RouteTable(registry, RouteStore(store or connect(NOWHERE)), folder / "routes.json")
     log = RequestLog(writer or FakeWriter(), metrics, rate=rate, buffer_bytes=buffer_bytes, clock=lambda: NOW)
     signer = IdSigner(b"a key for this test alone", b"abc")
-    plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW)
+    plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW, traces=traces)
     with ThreadPoolExecutor(2) as executor:
         loader = Loader("cpu", 1, executor, 30.0, plane.finish)
         loader.load_all(scan(models), registry)
