@@ -34,6 +34,7 @@ from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
+from gateway.serving.trace_settings import TraceSettings
 from gateway.serving.watching import Watching
 from gateway.settings import Settings
 from gateway.state.client import Store
@@ -91,7 +92,13 @@ class Gateway:
             control_public=settings.control_public,
         )
         self._extensions = ExtensionsApi(self._inventory)
-        control_api = partial(ControlApi, self.control, LogSettings(settings.log_format), settings.max_body_bytes)
+        control_api = partial(
+            ControlApi,
+            self.control,
+            LogSettings(settings.log_format),
+            TraceSettings(traces, self.registry),
+            settings.max_body_bytes,
+        )
         self._public_control = control_api(is_open=settings.control_public)
         self._ops_control = control_api(is_open=True)
         self._v1 = V1Api(self.plane, self._inventory, self._inference.door, settings.max_body_bytes)

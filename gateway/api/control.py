@@ -15,17 +15,21 @@ from gateway.errors import Forbidden
 from gateway.protocol.json_codec import decode_object
 from gateway.protocol.model_control import version_to_load, version_to_unload, wants_only_ready
 from gateway.serving.model_control import ModelControl
+from gateway.serving.trace_settings import TraceSettings
 from gateway.telemetry.log_settings import LogSettings
 from gateway.types import JsonObject
 
 
 class ControlApi:
-    """The model repository and the log's settings."""
+    """The model repository, and the settings of the log and of traces."""
 
-    def __init__(self, control: ModelControl, logs: LogSettings, max_body_bytes: int, *, is_open: bool) -> None:
+    def __init__(
+        self, control: ModelControl, logs: LogSettings, traces: TraceSettings, max_body_bytes: int, *, is_open: bool
+    ) -> None:
         """`is_open` lets whoever reaches the port change something."""
         self._control = control
         self._logs = logs
+        self._traces = traces
         self._max_body_bytes = max_body_bytes
         self._is_open = is_open
 
@@ -37,6 +41,8 @@ class ControlApi:
             Route(model + "/load", self.load, methods=["POST"]),
             Route(model + "/unload", self.unload, methods=["POST"]),
             Route("/v2/logging", self.logging, methods=["GET", "POST"]),
+            Route("/v2/trace/setting", self.trace_setting, methods=["GET", "POST"]),
+            Route("/v2/models/{model}/trace/setting", self.trace_setting, methods=["GET", "POST"]),
         ]
 
     async def index(self, request: Request) -> Response:
@@ -64,6 +70,14 @@ class ControlApi:
             return json_response(self._logs.document())
         check_open(is_open=self._is_open)
         return json_response(self._logs.change(await self._document(request)))
+
+    async def trace_setting(self, request: Request) -> Response:
+        """`/v2[/models/{model}]/trace/setting`: `GET` and `POST` as of `/v2/logging`; a model's are those of all."""
+        model = request.path_params.get("model")
+        if request.method != "POST":
+            return json_response(self._traces.document(model))
+        check_open(is_open=self._is_open)
+        return json_response(self._traces.change(await self._document(request), model))
 
     async def _document(self, request: Request) -> JsonObject:
         """Clients of Triton send no body where they have nothing to say."""

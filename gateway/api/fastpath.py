@@ -202,29 +202,25 @@ class FastProtocol(HttpToolsProtocol):
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body = []
         is_last = not self.parser.should_keep_alive()
-        head = self._head(target, len(body))
+        head = self._notes.head(target, self.headers, len(body))
         if not is_last:
             self._remember(head, start)
         self._admit(head, body, is_last=is_last)
 
-    def _head(self, target: Target, length: int) -> Head:
-        notes = self._notes
-        return Head(target, self.headers, length, notes.announced, notes.coding, notes.traceparent)
-
     def _remember(self, head: Head, start: bytes) -> None:
         """Spare the parser this head from now on, if it came in one piece: in `start`, which begins with it."""
         raw, end, _ = start.partition(HEAD_END)
-        # An empty line before the verb would be taken for the end of the head. A client that stamps its requests stamps
-        # each anew, so its heads do not come again.
-        is_worth_it = bool(end) and raw.startswith(b"POST") and not head.traceparent
-        if is_worth_it and head.length == self._notes.length and not self.expect_100_continue:
+        # An empty line before the verb would be taken for the end of the head.
+        is_whole = bool(end) and raw.startswith(b"POST")
+        # A client that stamps its requests stamps each anew, so its heads do not come again.
+        if is_whole and not head.traceparent and head.length == self._notes.length and not self.expect_100_continue:
             self._share.learn(raw, head)
 
     def _leave_parser(self, target: Target, length: int) -> None:
         """If a large body is still to come, let it come without the parser; a new one reads what follows."""
         if length - self._size < LARGE_BODY_BYTES:
             return
-        head = self._head(target, length)
+        head = self._notes.head(target, self.headers, length)
         is_last = not self.parser.should_keep_alive()
         if not is_last:
             self._remember(head, self._start)
@@ -251,7 +247,7 @@ class FastProtocol(HttpToolsProtocol):
         target, fields, _, announced, coding, traceparent = head
         model, version = target
         slots = self.slots
-        slot = Slot(self, target, is_last) if coding is None else CompressingSlot(self, target, is_last, coding)
+        slot = Slot(self, head, is_last) if coding is None else CompressingSlot(self, head, is_last)
         if traceparent:
             slot.traceparent = traceparent
         slots.append(slot)
@@ -308,8 +304,9 @@ class FastProtocol(HttpToolsProtocol):
         if not self._is_refused:
             self._is_refused = True
             self._body = []
-            slot = Slot(self, target, not self.parser.should_keep_alive())
-            slot.traceparent = self._notes.traceparent
+            head = self._notes.head(target, self.headers, self._size)
+            slot = Slot(self, head, not self.parser.should_keep_alive())
+            slot.traceparent = head.traceparent
             self.slots.append(slot)
             slot.answer(too_large(self._max_body_bytes))
         elif self._size > DISCARD_FACTOR * self._max_body_bytes:

@@ -41,7 +41,10 @@ class InferenceApi:
         self._inventory = inventory
         self._feedback = feedback
         self._max_body_bytes = max_body_bytes
-        self._extensions = (*EXTENSIONS, "logging", *REPOSITORY_EXTENSIONS) if control_public else EXTENSIONS
+        self._extensions = EXTENSIONS
+        if control_public:
+            settings = ("logging",) if plane.traces is None else ("logging", "trace")
+            self._extensions = (*EXTENSIONS, *settings, *REPOSITORY_EXTENSIONS)
         self.door = InferenceDoor(plane, metrics)
 
     def routes(self) -> list[Route]:

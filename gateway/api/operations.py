@@ -19,6 +19,7 @@ from gateway.errors import (
 )
 from gateway.serving.model_control import READY as IS_READY
 from gateway.serving.model_control import UNAVAILABLE
+from gateway.serving.trace_settings import FIXED, LEVEL, OFF, ON, RATE
 from gateway.telemetry.log_settings import SWITCHES, VERBOSE
 
 
@@ -120,6 +121,13 @@ LOG_SETTINGS = {
     "log_format": STRING,
 }
 
+TRACE_SETTINGS: dict[str, Schema] = {
+    LEVEL: {"enum": [[ON], [OFF]]},
+    RATE: {"type": "string", "description": "One request in so many; 0 is those alone whose caller says so."},
+    **{name: {"const": value} for name, value in FIXED.items()},
+}
+TRACE_CHANGES: dict[str, Schema] = {name: {"anyOf": [of, {"type": "null"}]} for name, of in TRACE_SETTINGS.items()}
+
 
 def _v1(path: str, suffix: str, of: str) -> dict[tuple[str, str], Operation]:
     """V1 says the same of a model, of a version and of a label."""
@@ -215,6 +223,32 @@ OPERATIONS: dict[tuple[str, str], Operation] = {
         object_of(**LOG_SETTINGS),
         OF_CONTROL,
         options_of(**LOG_SETTINGS),
+        is_body_required=False,
+    ),
+    ("GET", "/v2/trace/setting"): Operation("traceSetting", "extensions", "Who is traced", object_of(**TRACE_SETTINGS)),
+    ("POST", "/v2/trace/setting"): Operation(
+        "setTraceSetting",
+        "extensions",
+        "Change who is traced; for operators",
+        object_of(**TRACE_SETTINGS),
+        OF_CONTROL,
+        options_of(**TRACE_CHANGES),
+        is_body_required=False,
+    ),
+    ("GET", V2_MODEL + "/trace/setting"): Operation(
+        "modelTraceSetting",
+        "extensions",
+        "Who is traced, the same for all models",
+        object_of(**TRACE_SETTINGS),
+        OF_A_MODEL,
+    ),
+    ("POST", V2_MODEL + "/trace/setting"): Operation(
+        "setModelTraceSetting",
+        "extensions",
+        "Refused: trace settings are the same for all models",
+        object_of(**TRACE_SETTINGS),
+        OF_A_CHANGE,
+        options_of(**TRACE_CHANGES),
         is_body_required=False,
     ),
     ("GET", "/v1/models"): Operation("v1Models", "v1", "Names of all models", NAMES),

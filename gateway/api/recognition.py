@@ -82,7 +82,7 @@ class HeadNotes:
         self.announced: str | None = None
         self.coding: str | None = None
         self.traceparent = ""
-        """These three as `Head` has them."""
+        """All as `Head` has them."""
         self.expects = False
         """The client waits for `100 Continue`."""
         self.is_unusual = False
@@ -98,13 +98,17 @@ class HeadNotes:
             self.expects = value.lower() == b"100-continue"
         elif name == b"accept-encoding":
             self.coding = accepted_encoding(value.decode("latin-1"))
-        # Of several of these the first counts, as it does for Starlette.
         elif name == BINARY_FIELD:
+            # Of several the first counts, as it does for Starlette.
             self.announced = self.announced if self.announced is not None else value.decode("latin-1")
         elif name == TRACE_FIELD:
             self.traceparent = self.traceparent or value.decode("latin-1")
         else:
             self.is_unusual = True
+
+    def head(self, target: Target, fields: list[tuple[bytes, bytes]], length: int) -> Head:
+        """What there is to know of the head, whose body has `length` bytes."""
+        return Head(target, fields, length, self.announced, self.coding, self.traceparent)
 
 
 class Head(NamedTuple):
@@ -119,7 +123,7 @@ class Head(NamedTuple):
     coding: str | None
     """In which the client would rather have a long answer."""
     traceparent: str
-    """W3C's header; empty without one."""
+    """The header of that name, empty without one."""
 
 
 class ServerShare:

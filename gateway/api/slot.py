@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.api.door import Answer, Outcome, compressed, is_worth_compressing
-from gateway.api.recognition import Target
+from gateway.api.recognition import Head
 from gateway.protocol.row_texts import row_bodies
 from gateway.serving.call import Call, Endpoint
 from gateway.types import BatchOutputs
@@ -20,16 +20,16 @@ class Slot(Call):
     sent: Answer | None = None
     """The answer, once there is one."""
 
-    def __init__(self, protocol: FastProtocol, target: Target, is_last: bool) -> None:
+    def __init__(self, protocol: FastProtocol, head: Head, is_last: bool) -> None:
         self.protocol = protocol
-        self.target = target
+        self.head = head
         self.is_last = is_last
         """The connection closes after this answer, as the client asked."""
 
     @property
     def endpoint(self) -> Endpoint:
         """As Starlette would name it."""
-        return self.target.endpoint
+        return self.head.target.endpoint
 
     def deliver(self, run: BatchOutputs) -> None:
         """The common answer, which was written with those of the whole run."""
@@ -49,7 +49,7 @@ class Slot(Call):
         """Turn the outcome into an answer, once, and send it as soon as its turn comes."""
         if not self.is_cancelled and not self.is_answered:
             self.is_answered = True
-            self.send(self.protocol.door.answer(self.target.model, outcome, self))
+            self.send(self.protocol.door.answer(self.head.target.model, outcome, self))
 
     def send(self, answer: Answer) -> None:
         """Send the answer as soon as its turn comes."""
@@ -58,10 +58,6 @@ class Slot(Call):
 
 class CompressingSlot(Slot):
     """Of a client that would rather have a long answer compressed, which takes a thread meanwhile."""
-
-    def __init__(self, protocol: FastProtocol, target: Target, is_last: bool, coding: str) -> None:
-        super().__init__(protocol, target, is_last)
-        self._coding = coding
 
     def deliver(self, run: BatchOutputs) -> None:
         """The common answer, unless it is long."""
@@ -73,8 +69,8 @@ class CompressingSlot(Slot):
 
     def send(self, answer: Answer) -> None:
         """Send the answer as soon as it is compressed and its turn comes."""
-        if not is_worth_compressing(answer.body):
+        if self.head.coding is None or not is_worth_compressing(answer.body):
             super().send(answer)
             return
-        coded = self.protocol.loop.run_in_executor(None, compressed, answer, self._coding)
+        coded = self.protocol.loop.run_in_executor(None, compressed, answer, self.head.coding)
         coded.add_done_callback(lambda done: self.protocol.send(self, answer if done.exception() else done.result()))

@@ -49,12 +49,30 @@ class RequestTraces:
         self._scheme = scheme
         self._random = random
         self._clock = clock
+        self._is_on = True
+
+    @property
+    def is_on(self) -> bool:
+        """False while nobody is traced, whatever the caller says."""
+        return self._is_on
+
+    @property
+    def rate(self) -> float:
+        """Share of the requests whose caller leaves it open."""
+        return self._sample.rate
+
+    def change(self, *, is_on: bool, rate: float) -> None:
+        """In force from the next batch on."""
+        self._is_on = is_on
+        self._sample = Sample(rate)
 
     def offer(self, batch: Batch, calls: Sequence[Call], tags: Array) -> None:
         """Trace the sampled calls of a finished batch; `tags` are those of their prediction ids.
 
         Their answers have been written: `call.error` says whose could not be.
         """
+        if not self._is_on:
+            return
         chosen = self._sample.choose(calls, tags) if self._sample.rate else ()
         for call in chosen:
             if not call.traceparent:
@@ -67,7 +85,7 @@ class RequestTraces:
 
     def failed(self, call: Call, model: str, error: GatewayError) -> None:
         """Trace a call that was refused or failed, if it is sampled; the first to meet the error counts."""
-        if call.trace_id is not None:
+        if not self._is_on or call.trace_id is not None:
             return
         call.trace_id = ""
         parent = parse_traceparent(call.traceparent) if call.traceparent else None

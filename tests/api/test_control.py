@@ -1,4 +1,4 @@
-"""Who may change what is loaded and logged, and NVIDIA's client doing it."""
+"""Who may change what is loaded, logged and traced, and NVIDIA's client doing it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from gateway.errors import NotFound
 from tests.support import onnx_models, triton
 from tests.support.doors import Doors, two_doors
 from tests.support.onnx_models import write_version
+from tests.support.otlp import collecting
 from tests.support.requests import AFFINE, error_of, turns
 from tests.support.running import GatewayProcess
 from tests.support.waiting import wait_until_async
@@ -23,6 +24,8 @@ from tests.support.waiting import wait_until_async
 CONTROL_EXTENSIONS = {"logging", "model_repository", "model_repository(unload_dependents)"}
 ANY_WHERE = [("ops", {}), ("fast", {"control_public": True})]
 """Where operators may work: always on the ops port, on the public one where it is allowed."""
+SHOWN = {"trace_level": ["TIMESTAMPS"], "trace_mode": "opentelemetry", "trace_count": "-1", "log_frequency": "0"}
+"""Trace settings that are on, but for the rate."""
 
 
 @pytest.fixture
@@ -194,7 +197,12 @@ class TestRepository:
 
 class TestWhoMay:
     def test_the_public_port_tells_who_may_not_where_to_go(self, gateway: GatewayProcess) -> None:
-        for path in ("/v2/repository/models/affine/load", "/v2/repository/models/affine/unload", "/v2/logging"):
+        for path in (
+            "/v2/repository/models/affine/load",
+            "/v2/repository/models/affine/unload",
+            "/v2/logging",
+            "/v2/trace/setting",
+        ):
             message = error_of(gateway.public.post(path, json={}), 403)
             assert "ask the ops port" in message
             assert "--control-public" in message
@@ -203,6 +211,7 @@ class TestWhoMay:
         with triton.connected(gateway.public_url) as client:
             assert states(client)["affine/1"] == "READY"
             assert client.get_log_settings()["log_info"] is True
+            assert client.get_trace_settings()["trace_level"] == ["OFF"]
 
     def test_only_what_is_allowed_is_advertised(self, repository: Path, gateway: GatewayProcess) -> None:
         closed = set(gateway.public.get("/v2").json()["extensions"])
@@ -249,3 +258,112 @@ class TestLogging:
             assert client.get_log_settings() == shown
 
         with_doors(repository, lambda doors: talk(getattr(doors, door), conversation), **options)
+
+
+class TestTracing:
+    @pytest.mark.parametrize(("door", "options"), ANY_WHERE)
+    def test_nvidias_client_changes_who_is_traced(self, repository: Path, door: str, options: dict[str, Any]) -> None:
+        sampled = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+
+        async def scenario() -> None:
+            async with collecting() as collector:
+                tracing: dict[str, Any] = {"otlp_endpoint": collector.url, "trace_rate": 0.0}
+                async with two_doors(repository, repository.parent, **tracing, **options) as doors:
+
+                    async def predict(headers: dict[str, str] | None = None) -> str:
+                        answer = await ask(
+                            doors.fast, "POST", "/v2/models/affine/infer", json=AFFINE, headers=headers or {}
+                        )
+                        assert answer.status_code == 200
+                        return answer.headers["prediction-id"]
+
+                    async def update(**settings: Any) -> dict[str, Any]:
+                        port = getattr(doors, door)
+                        shown: dict[str, Any] = await talk(port, lambda c: c.update_trace_settings(settings=settings))
+                        assert shown == await talk(port, lambda c: c.get_trace_settings())
+                        assert shown == await talk(port, lambda c: c.get_trace_settings("affine"))
+                        return shown
+
+                    expected = []
+                    assert await update() == {**SHOWN, "trace_rate": "0"}
+                    await predict()
+                    assert await update(trace_rate="1") == {**SHOWN, "trace_rate": "1"}
+                    expected.append(await predict())
+                    assert (await update(trace_level=["OFF"])) == {**SHOWN, "trace_level": ["OFF"], "trace_rate": "1"}
+                    await predict()
+                    await predict(sampled)
+                    await ask(doors.fast, "POST", "/v2/models/absent/infer", json=AFFINE, headers=sampled)
+                    assert await update(trace_level=None) == {**SHOWN, "trace_rate": "1"}
+                    expected.append(await predict())
+                    assert await update(trace_rate=None) == {**SHOWN, "trace_rate": "0"}
+                    await predict()
+                    expected.append(await predict(sampled))
+                    extensions = (await ask(doors.fast, "GET", "/v2")).json()["extensions"]
+                    assert ("trace" in extensions) == ("control_public" in options)
+                # The gateway has sent everything when its doors are closed.
+                found = [span.attributes.get("gateway.prediction_id") for span in collector.servers()]
+                assert found == expected
+
+        asyncio.run(scenario())
+
+    def test_what_cannot_take_effect_is_refused_and_changes_nothing(self, repository: Path) -> None:
+        async def scenario(doors: Doors) -> None:
+            path = "/v2/trace/setting"
+            before = (await ask(doors.ops, "GET", path)).json()
+            assert before == {**SHOWN, "trace_rate": "3"}
+            refused: tuple[tuple[dict[str, Any], str], ...] = (
+                ({"trace_count": "5"}, "trace_count: cannot be changed"),
+                ({"log_frequency": "1"}, "log_frequency: cannot be changed"),
+                ({"trace_file": "x.json"}, "trace_file: cannot be changed"),
+                ({"trace_mode": "triton"}, "trace_mode: cannot be changed"),
+                ({"trace_level": ["TENSORS"]}, 'trace_level: expected ["TIMESTAMPS"] or ["OFF"], got [\'TENSORS\']'),
+                ({"trace_level": ["TIMESTAMPS", "TENSORS"]}, "trace_level: expected"),
+                ({"trace_level": "OFF"}, "trace_level: expected"),
+                ({"trace_level": []}, "trace_level: expected"),
+                *(
+                    ({"trace_rate": rate}, "trace_rate: one request in how many, from 1 to 4294967295")
+                    for rate in ("", "-1", "0.5", "²", "4294967296", "9" * 3000, 0.5, True, ["1"])
+                ),
+                ({"trace_rates": "1"}, "trace_rates: unknown; settings: trace_level, trace_rate, trace_mode"),
+            )
+            for change, words in refused:
+                content = {"trace_rate": "7", "trace_level": ["OFF"], **change}
+                message = error_of(await ask(doors.ops, "POST", path, json=content), 400)
+                assert message.startswith(words)
+                assert (await ask(doors.ops, "GET", path)).json() == before
+            of_model = "/v2/models/{}/trace/setting"
+            for model, status, words in (("affine", 400, "the same for all models"), ("absent", 404, "unknown model")):
+                asked = await ask(doors.ops, "POST", of_model.format(model), json={"trace_rate": "7"})
+                assert words in error_of(asked, status)
+            error_of(await ask(doors.fast, "GET", of_model.format("absent")), 404)
+            assert (await ask(doors.ops, "GET", path)).json() == before
+
+        with_doors(repository, scenario, otlp_endpoint="http://127.0.0.1:9", trace_rate=0.3)
+
+    def test_what_a_client_has_read_it_may_send_back(self, repository: Path) -> None:
+        async def scenario(doors: Doors) -> None:
+            traces = doors.gateway.plane.traces
+            assert traces is not None
+            shown = await talk(doors.ops, lambda client: client.get_trace_settings())
+            assert await talk(doors.ops, lambda client: client.update_trace_settings(settings=shown)) == shown
+            assert traces.rate == 0.3
+            answer = await ask(doors.ops, "POST", "/v2/trace/setting", json={"trace_rate": 8, "trace_count": None})
+            assert answer.json()["trace_rate"] == "8"
+            assert traces.rate == 0.125
+            await ask(doors.ops, "POST", "/v2/trace/setting", json={"trace_rate": None})
+            assert traces.rate == 0.3
+
+        with_doors(repository, scenario, otlp_endpoint="http://127.0.0.1:9", trace_rate=0.3)
+
+    def test_without_a_collector_nothing_is_traced_and_a_change_says_what_is_missing(self, repository: Path) -> None:
+        async def scenario(doors: Doors) -> None:
+            shown = await talk(doors.fast, lambda client: client.get_trace_settings())
+            assert shown == {**SHOWN, "trace_level": ["OFF"], "trace_rate": "0"}
+            status, message = await talk(
+                doors.ops,
+                lambda client: refusal(lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]})),
+            )
+            assert status == "400"
+            assert "start the gateway with otlp_endpoint" in message
+
+        with_doors(repository, scenario)

@@ -69,7 +69,7 @@ class TestErrors:
             ("POST", "/v2/models/affine/infer/"),
             ("POST", "/v2/models/affine/versions//infer"),
             ("POST", "/v2//models/affine/infer"),
-            ("GET", "/v2/models/affine/trace/setting"),
+            ("GET", "/v2/models/affine/trace/settings"),
             ("GET", "/metrics"),
             ("GET", "/admin/routes"),
             ("PUT", "/admin/routes/affine"),

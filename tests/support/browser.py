@@ -106,8 +106,11 @@ def browsing(folder: Path) -> Iterator[Browser]:
         ).json()["value"]
         assert "sessionId" in session, session
         with httpx.Client(base_url=f"{url}/session/{session['sessionId']}", timeout=60.0, trust_env=False) as client:
-            yield Browser(client)
-            client.delete("")
+            try:
+                yield Browser(client)
+            finally:
+                # The driver does not take its browser along.
+                client.delete("")
     finally:
         driver.terminate()
         driver.wait(10.0)
