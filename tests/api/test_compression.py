@@ -171,6 +171,13 @@ class TestDoors:
                 assert orjson.loads(content[:length])["outputs"][0]["parameters"] == {"binary_data_size": 4_000}
                 assert np.frombuffer(content[length:], np.float32).tolist() == [1.0] * 1_000
 
+    def test_v1_as_well(self, doors: Doors) -> None:
+        body = gzip.compress(orjson.dumps({"instances": [[0.0] * 2_000]}))
+        fields = ("Content-Encoding: gzip", "Accept-Encoding: deflate")
+        for (answer,) in ask(doors, [post(body, *fields, path="/v1/models/affine:predict")]):
+            assert (answer.status, dict(answer.headers)["content-encoding"]) == (200, "deflate")
+            assert orjson.loads(zlib.decompress(answer.body)) == {"predictions": [[1.0] * 2_000]}
+
     def test_short_answers_and_those_that_do_not_shrink_are_sent_as_they_are(self, doors: Doors) -> None:
         noise = np.random.default_rng(1).integers(0, 256, 3_000, np.uint8).tobytes()
         tensor = {"name": "x", "shape": [1, 3_000], "datatype": "UINT8", "parameters": {"binary_data_size": 3_000}}
