@@ -105,12 +105,13 @@ def browsing(folder: Path) -> Iterator[Browser]:
             f"{url}/session", json={"capabilities": {"alwaysMatch": wanted}}, timeout=60.0, trust_env=False
         ).json()["value"]
         assert "sessionId" in session, session
-        with httpx.Client(base_url=f"{url}/session/{session['sessionId']}", timeout=60.0, trust_env=False) as client:
+        window = f"{url}/session/{session['sessionId']}"
+        with httpx.Client(base_url=window, timeout=60.0, trust_env=False) as client:
             try:
                 yield Browser(client)
             finally:
-                # The driver does not take its browser along.
-                client.delete("")
+                # The driver does not take its browser along. Below the base URL there would be a slash too many.
+                httpx.delete(window, timeout=60.0, trust_env=False).raise_for_status()
     finally:
         driver.terminate()
         driver.wait(10.0)
