@@ -1,11 +1,12 @@
-"""What the parts cost without any server, in a process of their own: decoding a body, running a model.
+"""What the parts cost without any server, in a process of their own: decoding or copying a body, running a model.
 
-`python -m bench.inprocess decode BODY` and `python -m bench.inprocess run MODEL` print one line of JSON.
+`python -m bench.inprocess decode BODY`, `... copy BODY` and `... run MODEL` print one line of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +17,9 @@ import onnxruntime
 import orjson
 
 from bench import model
+
+COPIES = 129
+"""Of a body of 600 kB they are more than a cache of 64 MB; an odd number, so that the pairs differ each time around."""
 
 
 def measure(operation: Callable[[], object], seconds: float) -> dict[str, float]:
@@ -41,6 +45,13 @@ def decode(body: Path, seconds: float) -> dict[str, float]:
     return measure(lambda: np.array(orjson.loads(content)["inputs"][0]["data"], np.float32), seconds)
 
 
+def copy(body: Path, seconds: float) -> dict[str, float]:
+    """One copy of a body into other memory. Sources and targets take turns, so that none of them is in a cache."""
+    content = np.frombuffer(body.read_bytes(), np.uint8)
+    buffers = itertools.cycle([content.copy() for _ in range(COPIES)])
+    return measure(lambda: np.copyto(next(buffers), next(buffers)), seconds)
+
+
 def run(name: str, batch: int, threads: int, seconds: float, *, may_spin: bool) -> dict[str, float]:
     """Bare `session.run` on `batch` rows."""
     options = onnxruntime.SessionOptions()
@@ -55,7 +66,7 @@ def run(name: str, batch: int, threads: int, seconds: float, *, may_spin: bool) 
 def main() -> None:
     """Print the result as JSON."""
     parser = argparse.ArgumentParser(prog="python -m bench.inprocess")
-    parser.add_argument("part", choices=("decode", "run"))
+    parser.add_argument("part", choices=("decode", "copy", "run"))
     parser.add_argument("what", help="A body's file, or a model's name.")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -64,6 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.part == "decode":
         result = decode(Path(options.what), options.seconds)
+    elif options.part == "copy":
+        result = copy(Path(options.what), options.seconds)
     else:
         result = run(options.what, options.batch, options.threads, options.seconds, may_spin=options.spin)
     print(orjson.dumps(result).decode())

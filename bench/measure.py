@@ -168,7 +168,8 @@ def idle(servers: list[Running]) -> dict[str, dict[str, float]]:
 def in_process(scenario: Scenario, request: Request, seconds: float) -> dict[str, float]:
     """The scenario's work without a server: decoding where that dominates, else running the model."""
     if scenario.model == "image":
-        measured = _python("bench.inprocess", "decode", relative(request.body), "--seconds", f"{seconds:g}")
+        part = "copy" if scenario.is_binary else "decode"
+        measured = _python("bench.inprocess", part, relative(request.body), "--seconds", f"{seconds:g}")
         return {"cpu_us": measured["cpu_us"], "p50_us": measured["p50_us"]}
     if not scenario.uses_all_cores:
         measured = _run_model(scenario, 1, seconds)

@@ -91,9 +91,10 @@ SCENARIOS = {
         ),
         Scenario(
             "image-binary",
-            "150,528 floats as binary tensor data, 4 connections",
-            *("image", "closed", 1, 4),
+            "150,528 floats as binary tensor data, 1 connection",
+            *("image", "closed", 1, 1),
             is_binary=True,
+            has_baseline=True,
             servers=GATEWAY,
         ),
         Scenario(

@@ -44,6 +44,11 @@ def evaluate(results: Results) -> list[Verdict]:
             results.ratio("image", "cpu_us", "gateway", IN_PROCESS),
         ),
         Verdict(
+            "CPU of 150,528 floats in binary beyond one row, one connection / a copy of the body in memory",
+            *("at most", 1.5, "x"),
+            _binary(results),
+        ),
+        Verdict(
             "rows/s, compute-bound model, 32 connections / the best of bare session.run",
             *("at least", 0.95, "x"),
             results.ratio("compute", "rows_per_second", "gateway", IN_PROCESS),
@@ -82,6 +87,17 @@ def _added_p50(results: Results) -> float | None:
     run = results.median("rows-1", IN_PROCESS, "p50_us")
     beyond_echo = results.paired("rows-1", "p50_us", "gateway", "echo", lambda ours, echo: ours - echo)
     return None if run is None or beyond_echo is None else beyond_echo - run
+
+
+def _binary(results: Results) -> float | None:
+    """Both requests include a model's run; the small one's is the longer, and taken off."""
+    run = results.median("rows-1", IN_PROCESS, "cpu_us")
+    small = results.median("rows-1", "gateway", "cpu_us")
+    large = results.median("image-binary", "gateway", "cpu_us")
+    copy = results.median("image-binary", IN_PROCESS, "cpu_us")
+    if small is None or large is None or copy is None or run is None:
+        return None
+    return (large - (small - run)) / copy
 
 
 def _overload(results: Results, scenario: str, name: str) -> list[Verdict]:

@@ -196,16 +196,17 @@ def test_json_and_binary_mix_in_one_request_and_outputs_come_as_asked_for(
         check(result, name, a if name == "c" else b)
 
 
+@pytest.mark.parametrize("datatype", DATATYPES)
 @QUICK
 @given(data=st.data(), way=WAYS, rows=st.integers(1, 3), columns=st.integers(0, 400))
 def test_the_asyncio_client_is_served_as_well(
-    doors: Doors, data: st.DataObject, way: Way, rows: int, columns: int
+    doors: Doors, datatype: str, data: st.DataObject, way: Way, rows: int, columns: int
 ) -> None:
-    x = data.draw(values("FP32", (rows, columns), finite=True))
+    x = data.draw(values(datatype, (rows, columns), finite=True))
 
     async def scenario() -> Any:
         async with aio.InferenceServerClient(f"127.0.0.1:{doors.fast if way.is_fast else doors.slow}") as client:
-            return await infer(client, "rows-FP32", way, {"x": x}, ["y"])
+            return await infer(client, f"rows-{datatype}", way, {"x": x}, ["y"])
 
     check(asyncio.run(scenario()), "y", x)
 
