@@ -76,6 +76,8 @@ class Batch:
     started: float
     """Monotonic seconds, as are `Work.enqueued` and `finished`."""
     finished: float
+    answered: float = 0.0
+    """When every caller had been; 0 until then."""
 
     def rows_of(self, work: Work, array: Array) -> Array:
         """A caller's rows of one input or output; all of it if the caller ran alone."""

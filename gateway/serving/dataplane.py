@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.trace_context import TRACEPARENT
-from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
+from gateway.types import Array, BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
 
 
 class Choices(NamedTuple):
@@ -156,16 +157,22 @@ class DataPlane:
         summaries = version.answers.summaries(batch.outputs) if version.answers and has_rows else None
         outputs = BatchOutputs(version.signature.outputs, batch.outputs)
         ids = self._sign(calls, summaries)
+        # In the next turn of the loop: what is written in this one leaves at its end.
+        asyncio.get_running_loop().call_soon(self._report, version, batch, calls, ids.tags)
         for call, prediction_id in zip(calls, ids.texts, strict=True):
             call.prediction_id = prediction_id
             if has_rows:
                 call.deliver(outputs)
             else:
                 call.answer(_whole(call, outputs))
+        batch.answered = time.monotonic()
+
+    def _report(self, version: ModelVersion, batch: Batch, calls: list[Call], tags: Array) -> None:
+        """Record, trace and log a batch that was answered."""
         self._record(version, batch, calls)
         if self.traces is not None:
-            self.traces.offer(batch, calls, ids.tags)
-        self._log.offer(version, batch, calls, ids.tags)
+            self.traces.offer(batch, calls, tags)
+        self._log.offer(version, batch, calls, tags)
 
     def _sign(self, calls: list[Call], summaries: list[int | None] | None) -> SignedIds:
         """An id for each call; it says what was answered where that is one row with a place in an id."""
@@ -209,7 +216,7 @@ class DataPlane:
         enqueued = [call.enqueued for call in calls]
         metrics.observe_requests(enqueued, batch.started, batch.finished)
         queued = len(calls) * batch.started - sum(enqueued)
-        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished)
+        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished, batch.answered)
         metrics.run.observe_one(batch.finished - batch.started)
         metrics.batch_rows.observe_one(batch.rows)
 
