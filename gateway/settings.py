@@ -66,6 +66,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
+    server_timing: bool = Field(True, description="Tell clients where the time of each prediction went.")
     otlp_endpoint: str | None = Field(
         None, description="Base URL of an OTLP/HTTP collector that takes traces; unset traces nothing."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -92,11 +92,13 @@ class InferenceRequest:
 class BatchOutputs:
     """The outputs of one run, for all the requests that shared it."""
 
-    __slots__ = ("arrays", "bodies", "specs", "texts")
+    __slots__ = ("arrays", "bodies", "on_encoded", "specs", "texts")
 
     def __init__(self, specs: tuple[TensorSpec, ...], arrays: list[Array]) -> None:
         self.specs = specs
         self.arrays = arrays
+        self.on_encoded: Callable[[], None] | None = None
+        """To be called when the first answer is written and before it is sent, if somebody wants to know."""
         self.texts: Any = None
         self.bodies: Any = None
         """Both are what an encoder prepared for the first of the requests and can use for the others."""
@@ -144,6 +146,11 @@ class InferenceResponse:
             stop = self.start + self.rows
             self._tensors = [(self.run.specs[i], self.run.arrays[i][self.start : stop]) for i in indices]
         return self._tensors
+
+    def note_encoded(self) -> None:
+        """The answer is written: whoever wants to know when the first of the run's was learns it."""
+        if self.run is not None and self.run.on_encoded is not None:
+            self.run.on_encoded()
 
 
 def string_array(values: list[str], shape: tuple[int, ...]) -> Array:

@@ -74,7 +74,10 @@ class Gateway:
             scheme = "http" if settings.tls_cert is None else "https"
             traces = RequestTraces(self.tracing, rate=settings.trace_rate, scheme=scheme, random=random.random)
         self.plane = DataPlane(
-            self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
+            *(self.registry, self.routes, signer, self.metrics, self.log),
+            random=random.random,
+            traces=traces,
+            tells_timing=settings.server_timing,
         )
         self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)

@@ -82,6 +82,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
+        "server_timing": ("false", False),
         "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
         "trace_rate": ("0.5", 0.5),
         "collector": ("false", False),

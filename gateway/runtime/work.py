@@ -76,6 +76,10 @@ class Batch:
     started: float
     """Monotonic seconds, as are `Work.enqueued` and `finished`."""
     finished: float
+    left: str = "idle"
+    """Why it was formed when it was: one of the batcher's `LEFT_*`."""
+    encoded: float = 0.0
+    """When the first answer was written; 0 until then."""
     answered: float = 0.0
     """When every caller had been; 0 until then."""
 

@@ -23,6 +23,7 @@ from gateway.serving.call import Call, Choice, Reply, output_indices
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_table import RouteTable
+from gateway.serving.timing import Timing
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.trace_context import TRACEPARENT
 from gateway.types import Array, BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
@@ -51,14 +52,19 @@ class DataPlane:
         random: Callable[[], float],
         clock: Callable[[], float] = time.time,
         traces: RequestTraces | None = None,
+        tells_timing: bool = True,
     ) -> None:
-        """`random` is evenly spread over [0, 1), for requests that are not sticky; `clock` is Unix time."""
+        """`random` is evenly spread over [0, 1), for requests that are not sticky; `clock` is Unix time.
+
+        With `tells_timing` each call learns where its time went before it is answered.
+        """
         self.registry = registry
         self._routes = routes
         self._signer = signer
         self._metrics = metrics
         self._log = log
         self.traces = traces
+        self._tells_timing = tells_timing
         self._random = random
         self._clock = clock
         self._choices: dict[str, Choices] = {}
@@ -156,6 +162,8 @@ class DataPlane:
         has_rows = all(output.shape[:1] == (batch.rows,) for output in batch.outputs)
         summaries = version.answers.summaries(batch.outputs) if version.answers and has_rows else None
         outputs = BatchOutputs(version.signature.outputs, batch.outputs)
+        if self._tells_timing:
+            outputs.on_encoded = Timing(batch, calls).tell
         ids = self._sign(calls, summaries)
         # In the next turn of the loop: what is written in this one leaves at its end.
         asyncio.get_running_loop().call_soon(self._report, version, batch, calls, ids.tags)
@@ -164,6 +172,8 @@ class DataPlane:
             if has_rows:
                 call.deliver(outputs)
             else:
+                if outputs.on_encoded is not None:
+                    outputs.on_encoded()
                 call.answer(_whole(call, outputs))
         batch.answered = time.monotonic()
 

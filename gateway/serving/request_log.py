@@ -21,6 +21,7 @@ from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call
 from gateway.serving.sampling import Sample
+from gateway.serving.timing import logged_timing
 from gateway.state.log_writer import LogWriter
 from gateway.telemetry.metrics import LOG_DROPPED, LOG_SAMPLED, LOG_WRITTEN, GatewayMetrics
 from gateway.types import Array
@@ -153,6 +154,7 @@ class RequestLog:
             ),
             inputs=inputs,
             outputs=outputs,
+            timing=logged_timing(batch, sampled),
         )
 
 

@@ -39,6 +39,7 @@ from tests.support.waiting import wait_until
 
 DATATYPES = list(NUMPY_DTYPES)
 FEW = settings(max_examples=20, deadline=None)
+PARTS = ["decode", "queue", "batch", "run", "encode"]
 CODES = grpc.StatusCode
 
 
@@ -177,6 +178,8 @@ class TestAnswer:
         message, call = service.ModelInfer.with_call(typed_request("classifier", floats(2.0), "FP32"))
         prediction_id = message.parameters["prediction_id"].string_param
         assert ("prediction-id", prediction_id) in call.trailing_metadata()
+        timing = dict(call.trailing_metadata())["server-timing"]
+        assert [part.split(";")[0].strip() for part in timing.split(", ") if ";" in part] == PARTS
         label = {"prediction_id": prediction_id, "label": 1}
         assert rpc_gateway.public.post("/v2/feedback", json=label).json() == {"accepted": True, "duplicate": False}
 
