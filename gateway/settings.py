@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
     )
+    device_id: int = Field(0, ge=0, description="Which CUDA device.")
+    device_memory_bytes: int | None = Field(
+        None, ge=2**20, description="Most CUDA memory for the arena of each loaded version; unset is all there is."
+    )
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
     )

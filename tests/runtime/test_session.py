@@ -33,7 +33,7 @@ def test_every_datatype_keeps_its_name_shape_and_values(tmp_path: Path, datatype
     array = (
         string_array(["", "ä", "b", "c"], (1, 2, 2))
         if datatype == "BYTES"
-        else np.array([[[0, 1], [1, 0]]]).astype(helper.tensor_dtype_to_np_dtype(onnx_models.ONNX_TYPES[datatype]))
+        else np.array([[[0, 1], [1, 0]]]).astype(onnx_models.dtype_of(datatype))
     )
     (output,) = session.run({"x": array})
     assert output.dtype == array.dtype
@@ -92,7 +92,7 @@ class TestWithoutCuda:
         path.write_bytes(onnx_models.affine())
         with (
             pytest.warns(UserWarning, match="CUDAExecutionProvider"),
-            pytest.raises(StartupError, match="not on cuda as configured"),
+            pytest.raises(StartupError, match="not on CUDAExecutionProvider as configured"),
         ):
             OnnxSession(path, "cuda")
 
