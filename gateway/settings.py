@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
-    data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
+    data_dir: Path = Field(
+        Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
+    )
     host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
     port: Port = Field(8080, description="Public port; 0 takes a free one.")
     grpc_port: int | None = Field(

@@ -73,6 +73,8 @@ class Binding:
         # ONNX Runtime crashes where strings are among the outputs that it is to copy back.
         self._is_all_on_device = place.keeps_outputs and all(shape is not None for _, shape in outputs)
         self._outputs = [self._bind_output(*tensor) for tensor in outputs]
+        self._is_proven = False
+        """Whether outputs that have a place were seen there."""
         tensors = [(tensor, shape) for tensor, shape in (*inputs, *outputs) if shape is not None]
         self.size_bytes = BINDING_BYTES + sum(math.prod(shape) * tensor.dtype.itemsize for tensor, shape in tensors)
 
@@ -116,13 +118,27 @@ class Binding:
             return copies
         for name, place in self._outputs:
             if place is None:
-                # What the last run allocated belongs to whoever got it, and would be taken for this run's place.
+                # What the last run allocated would be taken for this run's place, whatever its shape.
                 self._binding.bind_output(name)
         self._session.run_with_iobinding(self._binding, options)
-        if all(place is not None for _, place in self._outputs):
-            return [place.copy() for _, place in self._outputs if place is not None]
+        if not self._is_proven:
+            self._prove_places()
+        places = [place for _, place in self._outputs if place is not None]
+        if len(places) == len(self._outputs):
+            return [place.copy() for place in places]
         values = zip(self._outputs, self._binding.get_outputs(), strict=True)
-        return [value.numpy() if place is None else place.copy() for (_, place), value in values]
+        return [np.array(value.numpy() if place is None else place) for (_, place), value in values]
+
+    def _prove_places(self) -> None:
+        """Take the place from outputs that do not use it.
+
+        Of an output that is an input or a constant of the model, ONNX Runtime gives out that tensor and writes nothing.
+        """
+        values = zip(self._outputs, self._binding.get_outputs(), strict=True)
+        self._outputs = [
+            (name, place if place is not None and _lies_in(place, value) else None) for (name, place), value in values
+        ]
+        self._is_proven = True
 
 
 class BoundRunner:
@@ -247,6 +263,10 @@ def _shape(tensor: _Tensor, named: dict[str, int]) -> Shape | None:
     shape = [named.get(extent) if isinstance(extent, str) else extent for extent in tensor.extents]
     known = tuple(extent for extent in shape if extent is not None and extent >= 0)
     return known if len(known) == len(shape) else None
+
+
+def _lies_in(place: Array, value: Any) -> bool:
+    return place.size == 0 or value.data_ptr() == _address(place)
 
 
 def _address(array: Array) -> int:

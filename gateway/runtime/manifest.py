@@ -74,6 +74,12 @@ class RuntimeConfig(Document):
             )
         return self
 
+    @property
+    def asked(self) -> str:
+        """For the message that a session cannot be had: what it was asked that not every one can do."""
+        keys = {"cuda_graphs": self.cuda_graphs, "tensorrt": self.tensorrt is not None}
+        return "".join(f" (model.toml asks for runtime.{key})" for key, is_set in keys.items() if is_set)
+
 
 class ModelConfig(Document):
     """`<name>/model.toml`."""

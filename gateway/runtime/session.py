@@ -102,7 +102,7 @@ class OnnxSession:
         with _named(path):
             read = partial(_read_signature, ort, path)
             providers = choose_providers(ort, path, device, config, cuda, read)
-        self._session = _load(ort, path, options, providers)
+        self._session = _load(ort, path, options, providers, config.runtime.asked)
         self.signature = _signature(path, self._session)
         self.clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.thread_time
         """Seconds, read before and after a run to tell what it costs. The thread's CPU time leaves out the wait for the
@@ -149,16 +149,17 @@ class OnnxSession:
         return time.perf_counter() - started
 
 
-def _load(ort: ModuleType, path: Path, options: Any, providers: list[Provider]) -> Any:
-    """The session, on the first of the providers. Raises `StartupError` if that is not to be."""
+def _load(ort: ModuleType, path: Path, options: Any, providers: list[Provider], asked: str = "") -> Any:
+    """The session, on the first of the providers. Raises `StartupError`, saying what was `asked`, if there is none."""
     try:
         # A failure of CUDA would quietly go on, at a tenth of the speed, on the CPU: while loading, and in a run.
         session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise StartupError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        raise StartupError(f"{path}: ONNX Runtime cannot load it{asked}: {_first_line(error)}") from error
     session.disable_fallback()
     if session.get_providers()[0] != providers[0][0]:
-        raise StartupError(f"{path}: runs on {session.get_providers()[0]}, not on {providers[0][0]} as configured")
+        actual, wanted = session.get_providers()[0], providers[0][0]
+        raise StartupError(f"{path}: runs on {actual}, not on {wanted} as configured{asked}")
     return session
 
 

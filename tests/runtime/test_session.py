@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from gateway.errors import InvalidRequest, StartupError
+from gateway.runtime.manifest import ModelConfig, RuntimeConfig
 from gateway.runtime.session import OnnxSession, choose_device
 from gateway.types import TensorSpec, string_array
 from tests.support import onnx_models
@@ -95,6 +96,15 @@ class TestWithoutCuda:
             pytest.raises(StartupError, match="not on CUDAExecutionProvider as configured"),
         ):
             OnnxSession(path, "cuda")
+
+    def test_what_was_asked_of_a_session_is_named_where_there_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(onnx_models.affine())
+        with (
+            pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+            pytest.raises(StartupError, match=r"as configured \(model\.toml asks for runtime\.cuda_graphs\)"),
+        ):
+            OnnxSession(path, "cuda", config=ModelConfig(runtime=RuntimeConfig(cuda_graphs=True)))
 
 
 def test_cpu_is_always_there() -> None:
