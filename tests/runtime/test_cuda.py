@@ -137,7 +137,7 @@ class TestRefusals:
             ({"tensorrt": "fp32"}, "runtime.tensorrt, which needs CUDA; models run on cpu here"),
         ],
     )
-    def test_what_needs_cuda_is_refused_without_naming_the_model(
+    def test_what_needs_cuda_is_refused_on_the_cpu_by_its_key(
         self, tmp_path: Path, runtime: dict[str, Any], message: str
     ) -> None:
         path = tmp_path / "model.onnx"
