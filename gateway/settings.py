@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
-    data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
+    data_dir: Path = Field(
+        Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
+    )
     host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
     port: Port = Field(8080, description="Public port; 0 takes a free one.")
     grpc_port: int | None = Field(
@@ -59,6 +61,10 @@ class Settings(BaseSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
+    )
+    device_id: int = Field(0, ge=0, description="Which CUDA device.")
+    device_memory_bytes: int | None = Field(
+        None, ge=2**20, description="Most CUDA memory for the arena of each loaded version; unset is all there is."
     )
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."

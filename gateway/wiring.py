@@ -23,6 +23,7 @@ from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
+from gateway.runtime.cuda import cuda_options
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.session import Device
 from gateway.serving.dataplane import DataPlane
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
 
 SNAPSHOT_FILE = "routes.json"
+ENGINE_FOLDER = "tensorrt"
 NONCE_BYTES = 3
 
 
@@ -56,7 +58,10 @@ class Gateway:
     """Everything between the two ports and the store."""
 
     def __init__(self, settings: Settings, store: Store, id_key: bytes, device: Device, executor: Executor) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast."""
+        """Models are to run on `device`, in threads of `executor` unless they are fast.
+
+        Raises `StartupError` if a setting has no effect there.
+        """
         self.metrics = GatewayMetrics()
         self.registry = Registry()
         route_store = RouteStore(store)
@@ -79,7 +84,8 @@ class Gateway:
             traces=traces,
             tells_timing=settings.server_timing,
         )
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        cuda = cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER)
+        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish, cuda)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

@@ -26,8 +26,8 @@ class QueueLimits(NamedTuple):
     """Longest wait in seconds."""
 
 
-def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, is_on_gpu: bool) -> JsonObject:
-    """The configuration; dims are without the row axis where `max_batch_size` is above 0."""
+def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, gpu: int | None) -> JsonObject:
+    """The configuration; dims are without the row axis where `max_batch_size` is above 0. No `gpu` is the CPU."""
     is_batchable = signature.is_batchable
     config: JsonObject = {
         "name": name,
@@ -37,7 +37,7 @@ def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: 
         "max_batch_size": limits.max_batch_rows if is_batchable else 0,
         "input": [_input(spec, is_batchable) for spec in signature.inputs],
         "output": [_output(spec, is_batchable) for spec in signature.outputs],
-        "instance_group": [_instance(name, is_on_gpu)],
+        "instance_group": [_instance(name, gpu)],
         "default_model_filename": file,
         "parameters": {
             "max_request_rows": {"string_value": str(limits.max_request_rows)},
@@ -65,8 +65,8 @@ def _output(spec: TensorSpec, is_batchable: bool) -> JsonObject:
     return {**_tensor(spec, is_batchable), "label_filename": "", "is_shape_tensor": False}
 
 
-def _instance(name: str, is_on_gpu: bool) -> JsonObject:
-    kind, gpus = ("KIND_GPU", [0]) if is_on_gpu else ("KIND_CPU", [])
+def _instance(name: str, gpu: int | None) -> JsonObject:
+    kind, gpus = ("KIND_CPU", []) if gpu is None else ("KIND_GPU", [gpu])
     return {"name": f"{name}_0", "kind": kind, "count": 1, "gpus": gpus}
 
 

@@ -68,10 +68,11 @@ class DynamicBatcher:
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        run_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once.
+        At most `max_runs` runs are on threads at once. `run_clock` tells what one costs.
         """
         self._runner = runner
         self._executor = executor
@@ -81,6 +82,7 @@ class DynamicBatcher:
         self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
+        self._run_clock = run_clock
         self._buckets: dict[Bucket, deque[Work]] = {}
         self._is_batchable = runner.signature.is_batchable
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
@@ -246,12 +248,12 @@ class DynamicBatcher:
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
         """The outputs, or what the run raised. Learns what it cost, on either thread."""
         # The thread's own CPU time: on another thread the clock on the wall also counts the wait for the interpreter.
-        before = time.thread_time()
+        before = self._run_clock()
         try:
             outputs = self._runner.run(inputs)
         except Exception as error:
             return error
-        seconds = time.thread_time() - before
+        seconds = self._run_clock() - before
         self._surprises *= SURPRISES_FORGOTTEN
         if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
             self._surprises += 1.0

@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.errors import StartupError
 
@@ -52,12 +52,42 @@ class MonitoringConfig(Document):
     """A window stays open until it is both old enough and has this many rows."""
 
 
+class RuntimeConfig(Document):
+    """How ONNX Runtime runs the model."""
+
+    io_binding: bool | None = None
+    """Tensors stay in place from run to run; None does so on CUDA."""
+    cuda_graphs: bool = False
+    """Runs of the shapes of the warm-up are captured and replayed."""
+    tensorrt: Literal["fp32", "fp16"] | None = None
+    """Build a TensorRT engine of this precision; None leaves the model to the CUDA provider."""
+
+    @model_validator(mode="after")
+    def _can_take_effect(self) -> Self:
+        if self.cuda_graphs and self.io_binding is False:
+            raise ValueError(
+                "cuda_graphs needs io_binding: a graph is replayed on the addresses that it was captured on"
+            )
+        if self.cuda_graphs and self.tensorrt is not None:
+            raise ValueError(
+                "cuda_graphs captures what the CUDA provider runs, which tensorrt takes from it; choose one"
+            )
+        return self
+
+    @property
+    def asked(self) -> str:
+        """For the message that a session cannot be had: what it was asked that not every one can do."""
+        keys = {"cuda_graphs": self.cuda_graphs, "tensorrt": self.tensorrt is not None}
+        return "".join(f" (model.toml asks for runtime.{key})" for key, is_set in keys.items() if is_set)
+
+
 class ModelConfig(Document):
     """`<name>/model.toml`."""
 
     description: str = ""
     batching: BatchingConfig = BatchingConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
 
 
 class Feature(Document):

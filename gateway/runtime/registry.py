@@ -13,9 +13,10 @@ from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
-from gateway.runtime.session import Device, OnnxSession
+from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
@@ -152,6 +153,7 @@ class Loader:
     executor: Executor
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
+    cuda: CudaOptions = DEFAULT_CUDA
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -181,18 +183,22 @@ class Loader:
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
+            run_clock=session.clock,
         )
         version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
         return version
 
+    def _session(self, folder: VersionFolder, threads: int) -> OnnxSession:
+        return OnnxSession(folder.model_path, self.device, threads, config=folder.config, cuda=self.cuda)
+
     def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
         """A session that has run, and how it is used best."""
-        session = OnnxSession(folder.model_path, self.device, self.threads or 1)
+        session = self._session(folder, self.threads or 1)
         limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
         plan = plan_alone(session.warm_up, limit)
         cores = len(os.sched_getaffinity(0))
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
-            wide = OnnxSession(folder.model_path, self.device, cores)
+            wide = self._session(folder, cores)
             wide_plan = plan_alone(wide.warm_up, limit)
             apart = plan_side_by_side(session.warm_up, plan, cores)
             if apart.is_better(wide_plan):

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.runtime.cuda import CUDA_PROVIDER, CudaOptions, GraphRunner
+from gateway.runtime.execution import CPU_PROVIDER, Provider, choose_providers, choose_runner
+from gateway.runtime.manifest import ModelConfig
 from gateway.types import Array, Signature, TensorSpec
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS: dict[Device, str] = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}
 
-# Searching convolution algorithms exhaustively takes up to a second for every new shape (ONNX Runtime issue 19838).
-CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC"}
+DEFAULT_CONFIG = ModelConfig()
+DEFAULT_CUDA = CudaOptions()
 
 DATATYPE_OF_ONNX = {
     "tensor(bool)": "BOOL",
@@ -74,10 +79,18 @@ def choose_device(configured: Literal["auto", "cpu", "cuda"]) -> Device:
 class OnnxSession:
     """A loaded model: its signature, and `run`. Thread-safe; `run` releases the GIL."""
 
-    def __init__(self, path: Path, device: Device, threads: int = 1) -> None:
-        """Load `path` to run with `threads` threads.
+    def __init__(
+        self,
+        path: Path,
+        device: Device,
+        threads: int = 1,
+        *,
+        config: ModelConfig = DEFAULT_CONFIG,
+        cuda: CudaOptions = DEFAULT_CUDA,
+    ) -> None:
+        """Load `path` to run with `threads` threads, as its `model.toml` says.
 
-        Raises `StartupError` if the file is no model or `device` cannot run it.
+        Raises `StartupError` if the file is no model, `device` cannot run it, or `config` cannot take effect there.
         """
         ort = import_onnxruntime()
         options = ort.SessionOptions()
@@ -86,20 +99,17 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        provider = (PROVIDERS[device], CUDA_OPTIONS) if device == "cuda" else PROVIDERS[device]
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=[provider])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise StartupError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-        # Without this a CUDA failure would quietly go on, at a tenth of the speed, on the CPU.
-        self._session.disable_fallback()
-        if self._session.get_providers()[0] != PROVIDERS[device]:
-            raise StartupError(f"{path}: runs on {self._session.get_providers()[0]}, not on {device} as configured")
-        self.signature = Signature(
-            inputs=tuple(_spec(path, node) for node in self._session.get_inputs()),
-            outputs=tuple(_spec(path, node) for node in self._session.get_outputs()),
-        )
+        with _named(path):
+            read = partial(_read_signature, ort, path)
+            providers = choose_providers(ort, path, device, config, cuda, read)
+        self._session = _load(ort, path, options, providers, config.runtime.asked)
+        self.signature = _signature(path, self._session)
+        self.clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.thread_time
+        """Seconds, read before and after a run to tell what it costs. The thread's CPU time leaves out the wait for the
+        interpreter, but says nothing of a GPU's."""
         self._output_names = [spec.name for spec in self.signature.outputs]
+        with _named(path):
+            self.bound = choose_runner(ort, self._session, self.signature, device, config.runtime, cuda)
         self._invalid_input: tuple[type[Exception], ...] = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
@@ -108,7 +118,9 @@ class OnnxSession:
         Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
         """
         try:
-            outputs: Sequence[Array] = self._session.run(self._output_names, inputs)
+            outputs: Sequence[Array] = (
+                self._session.run(self._output_names, inputs) if self.bound is None else self.bound.run(inputs)
+            )
         except self._invalid_input as error:
             raise InvalidRequest(f"the model refuses these values: {_first_line(error)}") from error
         except Exception as error:  # as above
@@ -117,7 +129,9 @@ class OnnxSession:
 
     def close(self) -> None:
         """Free the model's memory at once. Nothing may run afterwards."""
-        del self._session
+        if isinstance(self.bound, GraphRunner):
+            self.bound.close()
+        del self._session, self.bound
 
     def warm_up(self, rows: int = 1) -> float | None:
         """Run `rows` rows of zeros, so that the first client does not pay for allocation.
@@ -125,12 +139,51 @@ class OnnxSession:
         Seconds of the run; None if the model refuses zeros, which says nothing about real values.
         """
         inputs = {spec.name: _zeros(spec, rows) for spec in self.signature.inputs}
+        if isinstance(self.bound, GraphRunner):
+            self.bound.capture(inputs)
         started = time.perf_counter()
         try:
             self.run(inputs)
         except (InvalidRequest, InferenceFailed):
             return None
         return time.perf_counter() - started
+
+
+def _load(ort: ModuleType, path: Path, options: Any, providers: list[Provider], asked: str = "") -> Any:
+    """The session, on the first of the providers. Raises `StartupError`, saying what was `asked`, if there is none."""
+    try:
+        # A failure of CUDA would quietly go on, at a tenth of the speed, on the CPU: while loading, and in a run.
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise StartupError(f"{path}: ONNX Runtime cannot load it{asked}: {_first_line(error)}") from error
+    session.disable_fallback()
+    if session.get_providers()[0] != providers[0][0]:
+        actual, wanted = session.get_providers()[0], providers[0][0]
+        raise StartupError(f"{path}: runs on {actual}, not on {wanted} as configured{asked}")
+    return session
+
+
+def _read_signature(ort: ModuleType, path: Path) -> Signature:
+    """The signature of a model that is yet to be loaded to run."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return _signature(path, _load(ort, path, options, [(CPU_PROVIDER, {})]))
+
+
+def _signature(path: Path, session: Any) -> Signature:
+    return Signature(
+        inputs=tuple(_spec(path, node) for node in session.get_inputs()),
+        outputs=tuple(_spec(path, node) for node in session.get_outputs()),
+    )
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of which model what is refused was asked."""
+    try:
+        yield
+    except StartupError as error:
+        raise StartupError(f"{path}: {error}") from error
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:

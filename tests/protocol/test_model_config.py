@@ -9,8 +9,8 @@ from gateway.types import JsonObject, Signature, TensorSpec
 LIMITS = QueueLimits(max_batch_rows=64, max_request_rows=1024, max_queue_rows=4096, timeout=30.0)
 
 
-def config_of(signature: Signature, *, is_on_gpu: bool = False) -> JsonObject:
-    return model_config("m", signature, LIMITS, file="model.onnx", is_on_gpu=is_on_gpu)
+def config_of(signature: Signature, *, gpu: int | None = None) -> JsonObject:
+    return model_config("m", signature, LIMITS, file="model.onnx", gpu=gpu)
 
 
 def tensors(*shapes: tuple[int, ...], datatype: str = "FP32") -> tuple[TensorSpec, ...]:
@@ -64,7 +64,7 @@ def test_the_rest_says_what_is_true_of_every_model_here() -> None:
     }
 
 
-@pytest.mark.parametrize(("is_on_gpu", "kind", "gpus"), [(False, "KIND_CPU", []), (True, "KIND_GPU", [0])])
-def test_the_one_instance_is_on_the_configured_device(is_on_gpu: bool, kind: str, gpus: list[int]) -> None:
-    config = config_of(Signature(tensors((-1, 3)), tensors((-1, 3))), is_on_gpu=is_on_gpu)
+@pytest.mark.parametrize(("gpu", "kind", "gpus"), [(None, "KIND_CPU", []), (0, "KIND_GPU", [0]), (2, "KIND_GPU", [2])])
+def test_the_one_instance_is_on_the_configured_device(gpu: int | None, kind: str, gpus: list[int]) -> None:
+    config = config_of(Signature(tensors((-1, 3)), tensors((-1, 3))), gpu=gpu)
     assert config["instance_group"] == [{"name": "m_0", "kind": kind, "count": 1, "gpus": gpus}]

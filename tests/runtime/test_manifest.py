@@ -44,6 +44,10 @@ def test_what_the_file_says_is_taken_and_the_rest_is_default(tmp_path: Path) -> 
         ("[monitoring]\nwindow_seconds = 0\n", "monitoring.window_seconds"),
         ("[monitoring]\nmin_rows = 5\n", "monitoring.min_rows"),
         ("[batch]\n", "batch: "),
+        ("[runtime]\ncuda_graph = true\n", "runtime.cuda_graph"),
+        ('[runtime]\ntensorrt = "int8"\n', "runtime.tensorrt"),
+        ("[runtime]\ncuda_graphs = true\nio_binding = false\n", "runtime: Value error, cuda_graphs needs io_binding"),
+        ('[runtime]\ncuda_graphs = true\ntensorrt = "fp16"\n', "which tensorrt takes from it; choose one"),
         ("batching = 7\n", "batching: "),
     ],
 )

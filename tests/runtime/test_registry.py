@@ -130,6 +130,17 @@ def test_the_limits_of_model_toml_reach_the_batcher(tmp_path: Path, executor: Th
     asyncio.run(scenario())
 
 
+def test_how_model_toml_wants_a_version_run_reaches_the_session(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "bound", "1", onnx_models.affine(), toml="[runtime]\nio_binding = true\n")
+    write_version(tmp_path, "graphs", "1", onnx_models.affine(), toml="[runtime]\ncuda_graphs = true\n")
+    write_version(tmp_path, "plain", "1", onnx_models.affine())
+    registry = load(tmp_path, executor)
+    assert registry.get("bound", "1").session.bound is not None
+    assert registry.get("plain", "1").session.bound is None
+    with pytest.raises(Unavailable, match=r"graphs/1 is not loaded: .*model\.toml asks for runtime\.cuda_graphs"):
+        registry.get("graphs", "1")
+
+
 def test_closing_waits_for_every_version(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     for name in ["a", "b"]:
         write_version(tmp_path, name, "1", onnx_models.affine())

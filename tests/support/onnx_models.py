@@ -33,6 +33,11 @@ ONNX_TYPES = {
 }
 
 
+def dtype_of(datatype: str) -> Any:
+    """Of the arrays that a tensor of the datatype is made of."""
+    return helper.tensor_dtype_to_np_dtype(ONNX_TYPES[datatype])
+
+
 def value(name: str, datatype: str, shape: Extents) -> Any:
     """An input or output; a string or None in the shape is a variable extent."""
     return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], shape)
