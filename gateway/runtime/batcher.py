@@ -1,10 +1,7 @@
 """The dynamic micro-batcher of one model version.
 
 Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
-requests pile up, and the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows
-have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in
-rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it
-leaves the queue.
+requests pile up in the queue (`queue.py`), and the next run takes what is there, oldest first, up to `max_batch_rows`.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -18,16 +15,15 @@ import asyncio
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import accumulate
 from typing import Protocol
 
-from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
-from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
+from gateway.errors import GatewayError, InferenceFailed, Unavailable
 from gateway.runtime.cost_model import CostModel
-from gateway.runtime.work import Batch, Bucket, Work, gather, settled
+from gateway.runtime.queue import ALONE, WorkQueue
+from gateway.runtime.work import Batch, Work, gather, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
@@ -41,8 +37,6 @@ SURPRISES_FORGOTTEN = 0.99
 MAX_SURPRISES = 3.0
 """With more of them the time depends on values or on other dimensions than rows: the model runs on threads until the
 count has faded. A hiccup of the machine is a surprise too, but a rare one."""
-FIRST_RETRY_SECONDS = 1.0
-"""`Retry-After` while nothing is known yet about how long the queue takes."""
 
 
 class Runner(Protocol):
@@ -55,7 +49,7 @@ class Runner(Protocol):
 
 
 class DynamicBatcher:
-    """Queues, groups, runs and scatters for one model version."""
+    """Takes from the queue, runs and scatters for one model version."""
 
     def __init__(
         self,
@@ -76,12 +70,10 @@ class DynamicBatcher:
         self._runner = runner
         self._executor = executor
         self._max_batch_rows = max_batch_rows
-        self._max_queue_rows = max_queue_rows
         self._max_runs = max_runs
-        self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
-        self._buckets: dict[Bucket, deque[Work]] = {}
+        self.queue = WorkQueue(max_rows=max_queue_rows, timeout=timeout, clock=clock)
         self._is_batchable = runner.signature.is_batchable
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
@@ -93,9 +85,11 @@ class DynamicBatcher:
         self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
-        self._timers: dict[Work, asyncio.TimerHandle] = {}
-        """Of the queued works whose own timeout is shorter than everybody's."""
-        self.queued_rows = 0
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait now."""
+        return self.queue.rows
 
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
@@ -104,25 +98,10 @@ class DynamicBatcher:
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded", retry_after=1.0)
-        if self.queued_rows and self.queued_rows + work.rows > self._max_queue_rows:
-            raise TooManyRequests(
-                f"the queue holds {self.queued_rows} rows and takes at most {self._max_queue_rows}",
-                retry_after=self._seconds_to_drain(),
-            )
-        work.enqueued = self._clock()
         if self._has_many_shapes:
             # In the model's order: callers name their inputs in any.
             work.bucket = work.shapes(self._input_names)
-        try:
-            queue = self._buckets[work.bucket]
-        except KeyError:
-            queue = self._buckets[work.bucket] = deque()
-        if work.schedule is None:
-            queue.append(work)
-        else:
-            self._place(work, work.schedule, queue)
-        work.is_queued = True
-        self.queued_rows += work.rows
+        self.queue.put(work)
         if not self._is_scheduled:
             self._schedule()
 
@@ -130,49 +109,12 @@ class DynamicBatcher:
         """The caller left: the room that its rows took in the queue is free at once."""
         work.cancel()
         if work.is_queued:
-            self._withdraw(work)
-
-    def _withdraw(self, work: Work) -> None:
-        work.is_queued = False
-        self.queued_rows -= work.rows
-        queue = self._buckets[work.bucket]
-        queue.remove(work)
-        if not queue:
-            del self._buckets[work.bucket]
-        if work.schedule is not None:
-            self._unplace(work, work.schedule)
-
-    def _place(self, work: Work, schedule: Schedule, queue: deque[Work]) -> None:
-        """Queue a work that says how: behind those of its level, before those of the next."""
-        if schedule.priority == DEFAULT_PRIORITY:
-            queue.append(work)
-        else:
-            queue.insert(_end_of_level(queue, schedule.priority), work)
-        if schedule.timeout is not None and schedule.timeout < self._timeout:
-            # The runner may be busy for longer than the caller wants to wait.
-            loop = asyncio.get_running_loop()
-            self._timers[work] = loop.call_later(schedule.timeout, self._expire, work, schedule.timeout)
-
-    def _unplace(self, work: Work, schedule: Schedule) -> float:
-        """The work has left the queue, its timer stops; the longest it might have waited there, in seconds."""
-        timer = self._timers.pop(work, None)
-        if timer is not None:
-            timer.cancel()
-        return self._timeout if schedule.timeout is None else min(self._timeout, schedule.timeout)
-
-    def _expire(self, work: Work, timeout: float) -> None:
-        self._withdraw(work)
-        work.fail(_too_late(timeout))
-
-    def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self._max_batch_rows / self._max_runs
-        seconds = self._cost.predict(self._max_batch_rows) * batches
-        return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
+            self.queue.withdraw(work)
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
-        if self._running or self._buckets:
+        if self._running or self.queue:
             self._idle.clear()
             await self._idle.wait()
 
@@ -186,40 +128,18 @@ class DynamicBatcher:
         works = self._take()
         if works:
             self._start(works)
-            if self._buckets:
+            if self.queue:
                 self._schedule()
         elif not self._running:
             self._idle.set()
 
     def _take(self) -> list[Work]:
-        """The next batch: the bucket whose head has waited longest, oldest first, without the expired and the gone."""
-        while self._buckets:
-            bucket = min(self._buckets, key=lambda key: self._buckets[key][0].enqueued)
-            works = self._take_from(bucket)
+        """The next batch: from the bucket whose head has waited longest."""
+        while self.queue:
+            works = self.queue.take_from(self.queue.oldest(), self._max_batch_rows if self._is_batchable else ALONE)
             if works:
                 return works
         return []
-
-    def _take_from(self, bucket: Bucket) -> list[Work]:
-        queue = self._buckets[bucket]
-        works: list[Work] = []
-        rows = 0
-        now = self._clock()
-        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self._max_batch_rows)):
-            work = queue.popleft()
-            work.is_queued = False
-            self.queued_rows -= work.rows
-            timeout = self._timeout if work.schedule is None else self._unplace(work, work.schedule)
-            if work.is_cancelled:
-                continue
-            if work.enqueued + timeout <= now:
-                work.fail(_too_late(timeout))
-                continue
-            works.append(work)
-            rows += work.rows
-        if not queue:
-            del self._buckets[bucket]
-        return works
 
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
@@ -275,12 +195,13 @@ class DynamicBatcher:
     ) -> None:
         # Whatever a caller's reply does, the next batch must run.
         self._schedule()
+        self.queue.rate = self._rate()
         error = outcome if isinstance(outcome, Exception) else None
         batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
         if batch is not None:
             self._answer(batch)
         elif len(works) > 1:
-            self._run_alone(works)
+            self.queue.put_apart(works)
         else:
             works[0].fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
 
@@ -306,26 +227,11 @@ class DynamicBatcher:
             work.start = stop - work.rows
         return Batch(works, inputs, outputs, rows, started, finished)
 
-    def _run_alone(self, works: list[Work]) -> None:
-        """Put each work back at the head of a bucket of its own."""
-        for work in works:
-            work.bucket = (*work.bucket, (id(work),))
-            self._buckets[work.bucket] = deque([work])
-            work.is_queued = True
-            self.queued_rows += work.rows
+    def _rate(self) -> float:
+        """Rows a second at full batches, infinite while nothing is known."""
+        seconds = self._cost.predict(self._max_batch_rows)
+        return self._max_batch_rows * self._max_runs / seconds if 0 < seconds < math.inf else math.inf
 
 
 def _rows(works: list[Work]) -> int:
     return sum([work.rows for work in works])
-
-
-def _end_of_level(queue: deque[Work], priority: int) -> int:
-    """Works without a schedule are of the last level."""
-    for position, work in enumerate(queue):
-        if work.schedule is None or work.schedule.priority > priority:
-            return position
-    return len(queue)
-
-
-def _too_late(timeout: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"waited {timeout:g} s in the queue", retry_after=1.0)
