@@ -1,7 +1,8 @@
 """The dynamic micro-batcher of one model version.
 
-Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
-requests pile up in the queue (`queue.py`), and the next run takes what is there, oldest first, up to `max_batch_rows`.
+Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be, or
+other models have their turn (`scheduler.py`), requests pile up in the queue (`queue.py`), and the next run takes what
+is there, oldest first, up to `max_batch_rows`.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -23,6 +24,7 @@ from typing import Protocol
 from gateway.errors import GatewayError, InferenceFailed, Unavailable
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.queue import ALONE, WorkQueue
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.work import Batch, Work, gather, settled
 from gateway.types import Array, Signature
 
@@ -55,20 +57,24 @@ class DynamicBatcher:
         self,
         runner: Runner,
         executor: Executor,
+        scheduler: Scheduler,
         *,
         max_batch_rows: int,
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
+        threads: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once.
+        At most `max_runs` runs are on threads at once, and each uses `threads` of the scheduler's budget.
         """
         self._runner = runner
         self._executor = executor
+        self._scheduler = scheduler
+        self.seat = scheduler.join(self._take_turn, threads)
         self._max_batch_rows = max_batch_rows
         self._max_runs = max_runs
         self._on_batch = on_batch
@@ -79,6 +85,7 @@ class DynamicBatcher:
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._input_names = [spec.name for spec in runner.signature.inputs]
         self._is_scheduled = False
+        """Waits for its turn, or for threads."""
         self._running = 0
         """Runs that are on threads now."""
         self._cost = CostModel()
@@ -94,7 +101,8 @@ class DynamicBatcher:
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
 
-        Raises `TooManyRequests` when the queue is full, `Unavailable` when the version is being closed.
+        Raises `TooManyRequests` when the queue is full, `DeadlineUnreachable` when the answer would come too late, and
+        `Unavailable` when the version is being closed.
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded", retry_after=1.0)
@@ -121,28 +129,38 @@ class DynamicBatcher:
     def _schedule(self) -> None:
         if not self._is_scheduled and self._running < self._max_runs:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
+            self._scheduler.ask(self.seat)
 
-    def _dispatch(self) -> None:
-        self._is_scheduled = False
-        works = self._take()
-        if works:
-            self._start(works)
-            if self.queue:
-                self._schedule()
+    def _go_on(self) -> None:
+        if self.queue:
+            self._schedule()
         elif not self._running:
             self._idle.set()
 
-    def _take(self) -> list[Work]:
-        """The next batch: from the bucket whose head has waited longest."""
-        while self.queue:
-            works = self.queue.take_from(self.queue.oldest(), self._max_batch_rows if self._is_batchable else ALONE)
-            if works:
-                return works
-        return []
+    def _take_turn(self, has_threads: bool) -> bool:
+        """Start the next run, if there is one: from the bucket whose head has waited longest.
 
-    def _start(self, works: list[Work]) -> None:
-        started = self._clock()
+        False if it needs threads and has none; then it is asked again when there are.
+        """
+        now = self._clock()
+        bucket = self.queue.oldest(now)
+        limit = self._max_batch_rows if self._is_batchable else ALONE
+        if bucket is not None and not has_threads and not self._is_short(self.queue.rows_of_batch(bucket, limit)):
+            return False
+        self._is_scheduled = False
+        try:
+            if bucket is not None:
+                self._start(self.queue.take_from(bucket, limit, now), now, has_threads=has_threads)
+        finally:
+            # Whatever a caller's reply does, the next batch must run.
+            self._go_on()
+        return True
+
+    def _is_short(self, rows: int) -> bool:
+        """Whether a run is done on the loop."""
+        return self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS
+
+    def _start(self, works: list[Work], started: float, *, has_threads: bool) -> None:
         try:
             rows = _rows(works)
             inputs = gather(works, rows)
@@ -154,14 +172,17 @@ class DynamicBatcher:
             self._finish(works, {}, started, error)
             return
         if inputs is None:
-            self._schedule()
             return
-        if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
-            self._finish(works, inputs, started, self._run(inputs, rows))
+        if not has_threads or self._is_short(rows):
+            outcome = self._run(inputs, rows)
+            self._scheduler.ran(self.seat, self._clock() - started)
+            self._finish(works, inputs, started, outcome)
             return
-        self._running += 1
+        predicted = self._predict(rows)
         running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
-        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
+        self._running += 1
+        self._scheduler.began(self.seat, predicted)
+        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, predicted, future))
 
     def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
         """The outputs, or what the run raised. Learns what it cost, on either thread."""
@@ -185,17 +206,20 @@ class DynamicBatcher:
         works: list[Work],
         inputs: dict[str, Array],
         started: float,
+        predicted: float,
         future: asyncio.Future[list[Array] | Exception],
     ) -> None:
         self._running -= 1
-        self._finish(works, inputs, started, future.result())
+        self._scheduler.ended(self.seat, predicted, self._clock() - started)
+        try:
+            self._finish(works, inputs, started, future.result())
+        finally:
+            self._go_on()
 
     def _finish(
         self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
     ) -> None:
-        # Whatever a caller's reply does, the next batch must run.
-        self._schedule()
-        self.queue.rate = self._rate()
+        self.queue.expect(self._rate())
         error = outcome if isinstance(outcome, Exception) else None
         batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
         if batch is not None:
@@ -227,10 +251,19 @@ class DynamicBatcher:
             work.start = stop - work.rows
         return Batch(works, inputs, outputs, rows, started, finished)
 
+    def _predict(self, rows: int) -> float:
+        """Seconds of a run, 0 while nothing is known."""
+        seconds = self._cost.predict(rows)
+        return seconds if seconds < math.inf else 0.0
+
     def _rate(self) -> float:
-        """Rows a second at full batches, infinite while nothing is known."""
-        seconds = self._cost.predict(self._max_batch_rows)
-        return self._max_batch_rows * self._max_runs / seconds if 0 < seconds < math.inf else math.inf
+        """Rows a second at full batches and the present crowd, infinite while nothing is known."""
+        rows = self._max_batch_rows
+        seconds = self._predict(rows)
+        if not seconds:
+            return math.inf
+        at_once = self._scheduler.runs_at_once(self.seat, on_loop=self._is_short(rows))
+        return rows / seconds * min(self._max_runs, at_once)
 
 
 def _rows(works: list[Work]) -> int:

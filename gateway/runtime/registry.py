@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device, OnnxSession
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
 from gateway.runtime.work import Batch
@@ -145,11 +145,12 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Verifies, loads and warms up versions; every version it loads shares the executor."""
+    """Verifies, loads and warms up versions; every version it loads shares the executor and its threads."""
 
     device: Device
     threads: int
     executor: Executor
+    scheduler: Scheduler
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
 
@@ -176,8 +177,10 @@ class Loader:
         batcher = DynamicBatcher(
             session,
             self.executor,
+            self.scheduler,
             max_batch_rows=plan.batch_rows,
             max_runs=plan.runs,
+            threads=session.threads,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
@@ -190,7 +193,7 @@ class Loader:
         session = OnnxSession(folder.model_path, self.device, self.threads or 1)
         limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
         plan = plan_alone(session.warm_up, limit)
-        cores = len(os.sched_getaffinity(0))
+        cores = self.scheduler.budget
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
             wide = OnnxSession(folder.model_path, self.device, cores)
             wide_plan = plan_alone(wide.warm_up, limit)

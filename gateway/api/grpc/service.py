@@ -24,7 +24,7 @@ from gateway.api.grpc.status import refuse, status_of
 from gateway.api.grpc.stream import AnswerStream
 from gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable, Unsupported
 from gateway.protocol.model_control import version_to_load, version_to_unload
-from gateway.protocol.parameters import NO_SHARED_MEMORY
+from gateway.protocol.parameters import NO_SHARED_MEMORY, Schedule
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
 from gateway.serving.model_control import ModelControl
@@ -95,23 +95,23 @@ class InferenceService:
 
     async def model_infer(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One prediction. Its id is in the trailing metadata and among the parameters."""
-        response, answer = await self._predict(message, _headers(context))
+        response, answer = await self._predict(message, _headers(context), context)
         context.set_trailing_metadata(((PREDICTION_ID, response.prediction_id),))
         return answer
 
     async def model_stream_infer(self, _messages: Any, context: Context) -> None:
         """Predictions over one stream, each answered when it is done, whatever came before it."""
         headers = _headers(context)
-        await AnswerStream(context, lambda message: self._stream_answer(message, headers), self._closing).run()
+        await AnswerStream(context, lambda message: self._stream_answer(message, headers, context), self._closing).run()
 
     async def _stream_answer(
-        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str], context: Context
     ) -> pb.ModelStreamInferResponse:
         request_id = "" if isinstance(message, GatewayError) else message.id
         try:
             if isinstance(message, GatewayError):
                 raise message
-            _, answer = await self._predict(message, headers)
+            _, answer = await self._predict(message, headers, context)
         except GatewayError as error:
             failed = pb.ModelInferResponse(id=request_id)
             stream_answer = pb.ModelStreamInferResponse(error_message=status_of(error).details, infer_response=failed)
@@ -121,11 +121,11 @@ class InferenceService:
         return stream_answer
 
     async def _predict(
-        self, message: pb.ModelInferRequest, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], context: Context
     ) -> tuple[InferenceResponse, pb.ModelInferResponse]:
         """Raises `GatewayError`, counted."""
         try:
-            response = await self._outcome(message, headers)
+            response = await self._outcome(message, headers, _schedule(context))
             return response, encode_response(response)
         except GatewayError as error:
             self._count(message.model_name, error)
@@ -136,7 +136,9 @@ class InferenceService:
             self._count(message.model_name, hidden)
             raise hidden from error
 
-    async def _outcome(self, message: pb.ModelInferRequest, headers: Mapping[str, str]) -> InferenceResponse:
+    async def _outcome(
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], schedule: Schedule | None
+    ) -> InferenceResponse:
         """Submit and wait. Whoever cancels, or whose deadline passes, is not run."""
         answered: asyncio.Future[InferenceResponse | GatewayError] = asyncio.get_running_loop().create_future()
 
@@ -145,7 +147,7 @@ class InferenceService:
             if not answered.done():
                 answered.set_result(outcome)
 
-        call = self._plane.submit(decode_request(message, headers), reply)
+        call = self._plane.submit(decode_request(message, headers), reply, schedule)
         try:
             outcome = await answered
         finally:
@@ -278,6 +280,12 @@ def _headers(context: Context) -> Mapping[str, str]:
         if isinstance(value, str):
             headers.setdefault(name, value)
     return headers
+
+
+def _schedule(context: Context) -> Schedule | None:
+    """What the client's deadline asks of the queue. gRPC itself ends the call when it passes."""
+    remaining = context.time_remaining()
+    return None if remaining is None else Schedule(patience=remaining)
 
 
 def _check_repository(message: Any) -> None:
