@@ -122,18 +122,22 @@ class DynamicBatcher:
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
-        if self._running or self.queue:
+        if self._running or self.queue.buckets:
             self._idle.clear()
             await self._idle.wait()
 
-    def _schedule(self) -> None:
+    def _schedule(self, *, on_threads: bool = False) -> None:
         if not self._is_scheduled and self._running < self._max_runs:
             self._is_scheduled = True
-            self._scheduler.ask(self.seat)
+            if on_threads:
+                self._scheduler.ask_for_threads(self.seat)
+            else:
+                self._scheduler.ask(self.seat)
 
-    def _go_on(self) -> None:
-        if self.queue:
-            self._schedule()
+    def _go_on(self, *, on_threads: bool = False) -> None:
+        """`on_threads` says where the last run was or is, and so most likely the next will be."""
+        if self.queue.buckets:
+            self._schedule(on_threads=on_threads)
         elif not self._running:
             self._idle.set()
 
@@ -145,22 +149,24 @@ class DynamicBatcher:
         now = self._clock()
         bucket = self.queue.oldest(now)
         limit = self._max_batch_rows if self._is_batchable else ALONE
-        if bucket is not None and not has_threads and not self._is_short(self.queue.rows_of_batch(bucket, limit)):
+        is_short = bucket is None or self._is_short(self.queue.rows_of_batch(bucket, limit))
+        if not is_short and not has_threads:
             return False
         self._is_scheduled = False
+        running = self._running
         try:
             if bucket is not None:
-                self._start(self.queue.take_from(bucket, limit, now), now, has_threads=has_threads)
+                self._start(self.queue.take_from(bucket, limit, now), now, is_short)
         finally:
             # Whatever a caller's reply does, the next batch must run.
-            self._go_on()
+            self._go_on(on_threads=self._running > running)
         return True
 
     def _is_short(self, rows: int) -> bool:
         """Whether a run is done on the loop."""
         return self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS
 
-    def _start(self, works: list[Work], started: float, *, has_threads: bool) -> None:
+    def _start(self, works: list[Work], started: float, is_short: bool) -> None:
         try:
             rows = _rows(works)
             inputs = gather(works, rows)
@@ -173,12 +179,13 @@ class DynamicBatcher:
             return
         if inputs is None:
             return
-        if not has_threads or self._is_short(rows):
+        if is_short or self._is_short(rows):
             outcome = self._run(inputs, rows)
             self._scheduler.ran(self.seat, self._clock() - started)
             self._finish(works, inputs, started, outcome)
             return
-        predicted = self._predict(rows)
+        seconds = self._cost.predict(rows)
+        predicted = seconds if seconds < math.inf else 0.0
         running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
         self._running += 1
         self._scheduler.began(self.seat, predicted)
@@ -211,6 +218,10 @@ class DynamicBatcher:
     ) -> None:
         self._running -= 1
         self._scheduler.ended(self.seat, predicted, self._clock() - started)
+        # Before the callers are answered, which takes its time, so that the threads are not idle meanwhile.
+        if self.queue.buckets:
+            self._schedule(on_threads=True)
+        self._scheduler.give_threads()
         try:
             self._finish(works, inputs, started, future.result())
         finally:
@@ -219,7 +230,7 @@ class DynamicBatcher:
     def _finish(
         self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
     ) -> None:
-        self.queue.expect(self._rate())
+        self._expect()
         error = outcome if isinstance(outcome, Exception) else None
         batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
         if batch is not None:
@@ -251,19 +262,13 @@ class DynamicBatcher:
             work.start = stop - work.rows
         return Batch(works, inputs, outputs, rows, started, finished)
 
-    def _predict(self, rows: int) -> float:
-        """Seconds of a run, 0 while nothing is known."""
-        seconds = self._cost.predict(rows)
-        return seconds if seconds < math.inf else 0.0
-
-    def _rate(self) -> float:
-        """Rows a second at full batches and the present crowd, infinite while nothing is known."""
+    def _expect(self) -> None:
+        """Tell the queue how fast rows leave it at full batches and in the present crowd."""
         rows = self._max_batch_rows
-        seconds = self._predict(rows)
-        if not seconds:
-            return math.inf
-        at_once = self._scheduler.runs_at_once(self.seat, on_loop=self._is_short(rows))
-        return rows / seconds * min(self._max_runs, at_once)
+        seconds = self._cost.predict(rows)
+        if 0.0 < seconds < math.inf:
+            at_once = self._scheduler.runs_at_once(self.seat, on_loop=seconds < INLINE_SECONDS)
+            self.queue.expect(rows / seconds * min(self._max_runs, at_once))
 
 
 def _rows(works: list[Work]) -> int:

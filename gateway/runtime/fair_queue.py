@@ -24,51 +24,39 @@ class Flow(Generic[T]):
     def __init__(self, owner: T) -> None:
         self.owner = owner
         self.tag = 0.0
-
-    def charge(self, cost: float) -> None:
-        """It used so much, or less than it was charged for where the cost is negative."""
-        self.tag += cost
+        """What it uses is added here."""
 
 
 class FairQueue(Generic[T]):
     """Flows that wait for their turn.
 
-    >>> queue, a, b = FairQueue(), Flow("a"), Flow("b")
-    >>> order = ""
-    >>> queue.push(a)
-    >>> queue.push(b)
-    >>> for _ in range(6):
-    ...     flow = queue.pop()
-    ...     order += flow.owner
-    ...     flow.charge(2.0 if flow is a else 1.0)
+    >>> queue, flows, order = FairQueue(), {name: Flow(name) for name in "ab"}, ""
+    >>> for flow in flows.values():
     ...     queue.push(flow)
+    >>> for _ in range(6):
+    ...     name = queue.pop()
+    ...     order += name
+    ...     flows[name].tag += 2.0 if name == "a" else 1.0
+    ...     queue.push(flows[name])
     >>> order
     'abbabb'
     """
 
-    __slots__ = ("_arrivals", "_heap", "_now")
+    __slots__ = ("_arrivals", "_now", "waiting")
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, Flow[T]]] = []
+        self.waiting: list[tuple[float, int, Flow[T]]] = []
+        """A heap, to be looked at only: tag, place among equal tags, and whose they are."""
         self._arrivals = 0
-        """Whoever came first is first among equal tags."""
         self._now = 0.0
-
-    def __len__(self) -> int:
-        return len(self._heap)
-
-    @property
-    def first(self) -> T:
-        """Who is next, of a queue that is not empty."""
-        return self._heap[0][2].owner
 
     def push(self, flow: Flow[T]) -> None:
         """Let a flow wait that does not wait yet."""
         flow.tag = max(flow.tag, self._now)
         self._arrivals += 1
-        heappush(self._heap, (flow.tag, self._arrivals, flow))
+        heappush(self.waiting, (flow.tag, self._arrivals, flow))
 
-    def pop(self) -> Flow[T]:
-        """Take out the flow that is next, of a queue that is not empty."""
-        self._now, _, flow = heappop(self._heap)
-        return flow
+    def pop(self) -> T:
+        """Take out who is next, of a queue in which somebody waits."""
+        self._now, _, flow = heappop(self.waiting)
+        return flow.owner

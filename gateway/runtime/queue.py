@@ -34,7 +34,8 @@ class WorkQueue:
         self._max_rows = max_rows
         self._timeout = timeout
         self._clock = clock
-        self._buckets: dict[Bucket, deque[Work]] = {}
+        self.buckets: dict[Bucket, deque[Work]] = {}
+        """Of works that wait, be it some that have left; none is empty."""
         self.rows = 0
         """That wait now."""
         self._rate = math.inf
@@ -42,10 +43,6 @@ class WorkQueue:
         """Rows that can wait without one of them being too late, and that may."""
         self.timers: dict[Work, asyncio.TimerHandle] = {}
         """Of the works whose own timeout is shorter than everybody's."""
-
-    def __bool__(self) -> bool:
-        """Whether any work waits, be it one that has left."""
-        return bool(self._buckets)
 
     def put(self, work: Work) -> None:
         """Admit the work, whose bucket is known.
@@ -57,9 +54,9 @@ class WorkQueue:
             self._refuse_if_hopeless(work)
         work.enqueued = self._clock()
         try:
-            queue = self._buckets[work.bucket]
+            queue = self.buckets[work.bucket]
         except KeyError:
-            queue = self._buckets[work.bucket] = deque()
+            queue = self.buckets[work.bucket] = deque()
         if work.schedule is None:
             queue.append(work)
         else:
@@ -76,7 +73,7 @@ class WorkQueue:
         """Put works that were taken at the head of buckets of their own, so that each is taken by itself."""
         for work in works:
             work.bucket = (*work.bucket, (id(work),))
-            self._buckets[work.bucket] = deque([work])
+            self.buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.rows += work.rows
 
@@ -84,20 +81,20 @@ class WorkQueue:
         """Take out a work that waits; its room is free at once."""
         work.is_queued = False
         self.rows -= work.rows
-        queue = self._buckets[work.bucket]
+        queue = self.buckets[work.bucket]
         queue.remove(work)
         if not queue:
-            del self._buckets[work.bucket]
+            del self.buckets[work.bucket]
         if work.schedule is not None:
             self._stop_timer(work)
 
     def oldest(self, now: float) -> Bucket | None:
         """The bucket whose head has waited longest, heads that are gone or too late taken out; None if all are."""
-        buckets = self._buckets
+        buckets = self.buckets
         while buckets:
             bucket = min(buckets, key=lambda key: buckets[key][0].enqueued) if len(buckets) > 1 else next(iter(buckets))
             head = buckets[bucket][0]
-            timeout = self._longest_wait(head.schedule)
+            timeout = self._timeout if head.schedule is None else self._longest_wait(head.schedule)
             if head.is_cancelled:
                 self.withdraw(head)
             elif head.enqueued + timeout <= now:
@@ -108,14 +105,14 @@ class WorkQueue:
 
     def rows_of_batch(self, bucket: Bucket, max_rows: int) -> int:
         """No batch that is taken from the bucket now has more rows."""
-        return max(self._buckets[bucket][0].rows, min(self.rows, max_rows))
+        return max(self.buckets[bucket][0].rows, min(self.rows, max_rows))
 
     def take_from(self, bucket: Bucket, max_rows: int, now: float) -> list[Work]:
         """The works of a batch from the head of a bucket, without the expired and the gone.
 
         At most `max_rows` rows, unless a single work brings more. At least one work, if `oldest` named the bucket.
         """
-        queue = self._buckets[bucket]
+        queue = self.buckets[bucket]
         works: list[Work] = []
         rows = 0
         while queue and (not works or rows + queue[0].rows <= max_rows):
@@ -134,7 +131,7 @@ class WorkQueue:
             works.append(work)
             rows += work.rows
         if not queue:
-            del self._buckets[bucket]
+            del self.buckets[bucket]
         return works
 
     def _place(self, work: Work, schedule: Schedule, queue: deque[Work]) -> None:
@@ -183,7 +180,7 @@ class WorkQueue:
         """Rows that are taken before a work that comes now."""
         if work.schedule is None or work.schedule.priority == DEFAULT_PRIORITY:
             return self.rows
-        queue = self._buckets.get(work.bucket, deque())
+        queue = self.buckets.get(work.bucket, deque())
         return sum(other.rows for other in islice(queue, _end_of_level(queue, work.schedule.priority)))
 
 

@@ -14,10 +14,13 @@ Everything here happens on the event loop's thread.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
 from gateway.runtime.fair_queue import FairQueue, Flow
+
+logger = logging.getLogger(__name__)
 
 LOOP_SECONDS = 4e-3
 """Runs on the loop that have taken this long together end its turn: the sockets are looked at before the next."""
@@ -54,8 +57,7 @@ class Scheduler:
         self.threads_in_use = 0
         """Of the runs that are off the loop now."""
         self._turns: FairQueue[Seat] = FairQueue()
-        self._waiting: FairQueue[Seat] = FairQueue()
-        """For threads."""
+        self._threads: FairQueue[Seat] = FairQueue()
         self._round = 0
         self._seconds = 0.0
         """Of the runs on the loop in this round."""
@@ -72,62 +74,70 @@ class Scheduler:
     def ask(self, seat: Seat) -> None:
         """The batcher has work and waits for its turn; it must not ask again before it had it."""
         self._turns.push(seat.on_loop)
-        self._call()
+        if not self._is_called:
+            self._is_called = True
+            asyncio.get_running_loop().call_soon(self._give_turns)
+
+    def ask_for_threads(self, seat: Seat) -> None:
+        """As `ask`, of a batcher whose next run most likely needs threads, as the last one did. See `give_threads`."""
+        seat.asks_since = self._clock()
+        self._threads.push(seat.on_threads)
 
     def ran(self, seat: Seat, seconds: float) -> None:
         """A run on the loop took so long."""
-        seat.on_loop.charge(seconds)
+        seat.on_loop.tag += seconds
         seat.thread_seconds += seconds
         self._seconds += seconds
 
     def began(self, seat: Seat, predicted: float) -> None:
         """A run off the loop began in the batcher's turn, and is predicted to take so many seconds."""
         self.threads_in_use += seat.threads
-        seat.on_threads.charge(predicted * seat.threads)
+        seat.on_threads.tag += predicted * seat.threads
 
     def ended(self, seat: Seat, predicted: float, seconds: float) -> None:
         """The run that was predicted to take so long took so long."""
         self.threads_in_use -= seat.threads
-        seat.on_threads.charge((seconds - predicted) * seat.threads)
+        seat.on_threads.tag += (seconds - predicted) * seat.threads
         seat.thread_seconds += seconds * seat.threads
-        if self._waiting:
-            self._call()
+
+    def give_threads(self) -> None:
+        """To those that wait for some, as far as there are any."""
+        waiting = self._threads.waiting
+        while waiting and self.threads_in_use + waiting[0][2].owner.threads <= self.budget:
+            seat = self._threads.pop()
+            if seat.asks_since is not None:
+                seat.waited += self._clock() - seat.asks_since
+                seat.asks_since = None
+            try:
+                seat.take_turn(True)
+            except Exception:
+                _log_bug()
 
     def runs_at_once(self, seat: Seat, *, on_loop: bool) -> float:
         """How many runs the batcher may count on while those wait that wait now."""
         if on_loop:
-            return 1.0 / (1 + len(self._turns))
-        others = len(self._waiting) - (seat.asks_since is not None)
+            return 1.0 / (1 + len(self._turns.waiting))
+        others = len(self._threads.waiting) - (seat.asks_since is not None)
         return self.budget / seat.threads / (1 + others)
 
-    def _call(self) -> None:
-        if not self._is_called:
-            self._is_called = True
-            asyncio.get_running_loop().call_soon(self._give_turns)
-
     def _give_turns(self) -> None:
-        self._is_called = False
         self._round += 1
         self._seconds = 0.0
-        turns = self._turns
-        try:
-            self._give_threads()
-            while turns and self._seconds < LOOP_SECONDS and turns.first.round != self._round:
-                seat = turns.pop().owner
-                seat.round = self._round
+        waiting = self._turns.waiting
+        while waiting and self._seconds < LOOP_SECONDS and waiting[0][2].owner.round != self._round:
+            seat = self._turns.pop()
+            seat.round = self._round
+            try:
                 if not seat.take_turn(False):
-                    seat.asks_since = self._clock()
-                    self._waiting.push(seat.on_threads)
-                    self._give_threads()
-        finally:
-            if turns:
-                self._call()
+                    self.ask_for_threads(seat)
+                    self.give_threads()
+            except Exception:
+                _log_bug()
+        self._is_called = bool(waiting)
+        if waiting:
+            asyncio.get_running_loop().call_soon(self._give_turns)
 
-    def _give_threads(self) -> None:
-        waiting = self._waiting
-        while waiting and self.threads_in_use + waiting.first.threads <= self.budget:
-            seat = waiting.pop().owner
-            if seat.asks_since is not None:
-                seat.waited += self._clock() - seat.asks_since
-                seat.asks_since = None
-            seat.take_turn(True)
+
+def _log_bug() -> None:
+    """One for which the other models should not wait for ever."""
+    logger.exception("a batcher failed in its turn")
