@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
     )
+    thread_budget: int = Field(
+        0, ge=0, description="Threads that all ONNX Runtime calls together may use; 0 is the cores of this process."
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
@@ -113,6 +116,8 @@ class Settings(BaseSettings):
         for one, other in combinations(ports, 2):
             if ports[one] == ports[other] and ports[one][1] != 0:
                 raise ValueError(f"{one} and {other} are both {ports[one][1]}; they must differ")
+        if self.thread_budget and self.threads > self.thread_budget:
+            raise ValueError(f"threads {self.threads} is more than thread_budget {self.thread_budget} lets run")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
         if self.otlp_endpoint is not None:

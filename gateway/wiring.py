@@ -23,8 +23,10 @@ from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
+from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import cuda_options
 from gateway.runtime.registry import Loader, Registry
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
@@ -84,13 +86,16 @@ class Gateway:
             traces=traces,
             tells_timing=settings.server_timing,
         )
+        self.scheduler = Scheduler(thread_budget(settings))
         cuda = cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER)
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish, cuda)
+        self.loader = Loader(
+            *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish, cuda)
+        )
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
-        self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
+        self.metrics.add_gauges(serving_gauges(self.registry, self.routes, self.scheduler))
         self._inventory = Inventory(self.plane, self.routes, self.loader)
         self._inference = InferenceApi(
             self.plane,
@@ -145,6 +150,11 @@ class Gateway:
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)
+
+
+def thread_budget(settings: Settings) -> int:
+    """Threads that all runs off the event loop may use together."""
+    return settings.thread_budget or usable_cores()
 
 
 def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:

@@ -81,6 +81,7 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "device_id": ("1", 1),
         "device_memory_bytes": ("2000000000", 2_000_000_000),
         "threads": ("3", 3),
+        "thread_budget": ("8", 8),
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
@@ -150,6 +151,7 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"port": -1}, "port:"),
         ({"grpc_port": 70_000}, "grpc_port:"),
         ({"threads": -1}, "threads:"),
+        ({"thread_budget": -1}, "thread_budget:"),
         ({"max_body_bytes": 10}, "max_body_bytes:"),
         ({"request_timeout": 0}, "request_timeout:"),
         ({"sample_rate": 1.5}, "sample_rate:"),
@@ -169,6 +171,11 @@ def test_an_impossible_value_is_refused_naming_option_and_value(options: dict[st
     message = refusal(options)
     assert message.startswith(named)
     assert f"(got {next(iter(options.values()))!r})" in message
+
+
+def test_a_call_with_more_threads_than_may_run_is_refused() -> None:
+    assert refusal({"threads": 3, "thread_budget": 2}) == "threads 3 is more than thread_budget 2 lets run"
+    assert load_settings({"threads": 2, "thread_budget": 2}).threads == 2
 
 
 def test_what_stands_under_an_unknown_name_is_not_shown_for_it_may_be_a_mistyped_secret() -> None:

@@ -245,13 +245,15 @@ class FastProtocol(HttpToolsProtocol):
 
     def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""
-        target, fields, _, announced, coding, traceparent = head
+        target, fields, _, announced, coding, traceparent, schedule = head
         model, version = target
         slots = self.slots
         slot = Slot(self, head, is_last) if coding is None else CompressingSlot(self, head, is_last)
         slot.received = monotonic()
         if traceparent:
             slot.traceparent = traceparent
+        if schedule is not None:
+            slot.schedule = schedule
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields

@@ -16,6 +16,7 @@ from gateway.api.compression import accepted_encoding, content_encoding, decompr
 from gateway.api.door import Answer, Encode, InferenceDoor, Outcome, compressed, is_worth_compressing
 from gateway.errors import GatewayError
 from gateway.protocol.binary_codec import encode_response
+from gateway.protocol.parameters import TIMEOUT_HEADER, schedule_of_header
 from gateway.serving.call import Call, Endpoint
 from gateway.telemetry.trace_context import TRACEPARENT
 
@@ -60,6 +61,8 @@ async def predict(request: Request, door: InferenceDoor, max_body_bytes: int, su
     """The answer to a prediction request of the model that the path names."""
     call = AwaitedCall(door, request)
     try:
+        if TIMEOUT_HEADER in request.headers:
+            call.schedule = schedule_of_header(request.headers[TIMEOUT_HEADER])
         # No call is answered in the turn of the loop in which it is admitted.
         body = await _content(request, max_body_bytes)
         call.received = time.monotonic()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
 from gateway.runtime.work import Batch
@@ -146,11 +146,12 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Verifies, loads and warms up versions; every version it loads shares the executor."""
+    """Verifies, loads and warms up versions; every version it loads shares the executor and its threads."""
 
     device: Device
     threads: int
     executor: Executor
+    scheduler: Scheduler
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
     cuda: CudaOptions = DEFAULT_CUDA
@@ -178,8 +179,10 @@ class Loader:
         batcher = DynamicBatcher(
             session,
             self.executor,
+            self.scheduler,
             max_batch_rows=plan.batch_rows,
             max_runs=plan.runs,
+            threads=session.threads,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
@@ -196,7 +199,7 @@ class Loader:
         session = self._session(folder, self.threads or 1)
         limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
         plan = plan_alone(session.warm_up, limit)
-        cores = len(os.sched_getaffinity(0))
+        cores = self.scheduler.budget
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
             wide = self._session(folder, cores)
             wide_plan = plan_alone(wide.warm_up, limit)

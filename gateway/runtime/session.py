@@ -95,7 +95,8 @@ class OnnxSession:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         # One thread launches CUDA kernels; more only contend (ONNX Runtime issue 20494).
-        options.intra_op_num_threads = 1 if device == "cuda" else threads
+        self.threads = 1 if device == "cuda" else threads
+        options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

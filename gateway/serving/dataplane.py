@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from gateway.errors import GatewayError, NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
-from gateway.protocol.parameters import schedule_of
+from gateway.protocol.parameters import Schedule, schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
 from gateway.runtime.registry import ModelVersion, Registry
@@ -71,13 +71,16 @@ class DataPlane:
         self._direct_choices: dict[ModelKey, Choice] = {}
         self.is_draining = False
 
-    def submit(self, request: InferenceRequest, reply: Reply) -> Call:
+    def submit(self, request: InferenceRequest, reply: Reply, schedule: Schedule | None = None) -> Call:
         """Admit a request; `reply` gets its response or a `GatewayError`, once, later.
+
+        `schedule` is what the caller asks of the queue besides the request's parameters.
 
         Raises a `GatewayError` if the request is refused; nothing was done then and `reply` is not called.
         """
         call = Call(reply)
         call.inputs = request.inputs
+        call.schedule = schedule
         if self.traces is None:
             self.admit(call, request, request.headers)
             return call
@@ -112,7 +115,8 @@ class DataPlane:
         )
         check_classes(request.outputs, request.forms, version.signature)
         if request.parameters:
-            call.schedule = schedule_of(request.parameters)
+            asked = schedule_of(request.parameters)
+            call.schedule = call.schedule if asked is None else asked.within(call.schedule)
         call.request = request
         call.choice = choice
         version.batcher.submit(call)

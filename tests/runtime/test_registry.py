@@ -12,6 +12,7 @@ import pytest
 from gateway.errors import NotFound, StartupError, TooManyRequests, Unavailable
 from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.repository import scan
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.work import Batch
 from gateway.types import ModelKey
 from tests.support import onnx_models
@@ -33,7 +34,7 @@ def answer(_version: ModelVersion, batch: Batch) -> None:
 
 def load(models: Path, executor: ThreadPoolExecutor) -> Registry:
     registry = Registry()
-    Loader("cpu", 1, executor, 30.0, answer).load_all(scan(models), registry)
+    Loader("cpu", 1, executor, Scheduler(2), 30.0, answer).load_all(scan(models), registry)
     return registry
 
 
@@ -188,7 +189,7 @@ def test_a_version_that_loads_after_all_is_no_longer_refused(tmp_path: Path, exe
     folder = write_version(tmp_path, "m", "2", b"no model")
     registry = load(tmp_path, executor)
     (folder / "model.onnx").write_bytes(onnx_models.affine())
-    registry.add(Loader("cpu", 1, executor, 30.0, answer).load(scan(tmp_path)[1]))
+    registry.add(Loader("cpu", 1, executor, Scheduler(2), 30.0, answer).load(scan(tmp_path)[1]))
     assert registry.refused == {}
     assert registry.get("m", "2").signature is registry.get("m", "1").signature
 

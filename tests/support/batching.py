@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
@@ -95,20 +96,24 @@ def batcher(
     on_batch: Callable[[Batch], None] = answer_all,
     clock: Callable[[], float] = time.monotonic,
     max_runs: int = 1,
+    threads: int = 1,
     on_threads: bool = True,
+    scheduler: Scheduler | None = None,
 ) -> DynamicBatcher:
-    """A batcher with limits that suit a test.
+    """A batcher with limits that suit a test, alone on its machine unless it is given a scheduler.
 
     Unless told otherwise it never runs on the loop, where a closed gate would stop the test itself.
     """
     made = DynamicBatcher(
         runner,
         executor,
+        scheduler or Scheduler(max_runs * threads),
         max_batch_rows=max_batch_rows,
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
         max_runs=max_runs,
+        threads=threads,
         clock=clock,
     )
     if on_threads:

@@ -25,7 +25,7 @@ from gateway.api.grpc.status import refuse, status_of
 from gateway.api.grpc.stream import AnswerStream
 from gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable, Unsupported
 from gateway.protocol.model_control import version_to_load, version_to_unload
-from gateway.protocol.parameters import NO_SHARED_MEMORY
+from gateway.protocol.parameters import NO_SHARED_MEMORY, Schedule
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
@@ -98,7 +98,7 @@ class InferenceService:
 
     async def model_infer(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One prediction. Its id is in the trailing metadata and among the parameters."""
-        call, answer = await self._predict(message, _headers(context))
+        call, answer = await self._predict(message, _headers(context), context)
         told = ((PREDICTION_ID, call.prediction_id.decode()), (SERVER_TIMING, call.timing.decode()))
         context.set_trailing_metadata(tuple(field for field in told if field[1]))
         return answer
@@ -106,16 +106,16 @@ class InferenceService:
     async def model_stream_infer(self, _messages: Any, context: Context) -> None:
         """Predictions over one stream, each answered when it is done, whatever came before it."""
         headers = _headers(context)
-        await AnswerStream(context, lambda message: self._stream_answer(message, headers), self._closing).run()
+        await AnswerStream(context, lambda message: self._stream_answer(message, headers, context), self._closing).run()
 
     async def _stream_answer(
-        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str], context: Context
     ) -> pb.ModelStreamInferResponse:
         request_id = "" if isinstance(message, GatewayError) else message.id
         try:
             if isinstance(message, GatewayError):
                 raise message
-            _, answer = await self._predict(message, headers)
+            _, answer = await self._predict(message, headers, context)
         except GatewayError as error:
             failed = pb.ModelInferResponse(id=request_id)
             stream_answer = pb.ModelStreamInferResponse(error_message=status_of(error).details, infer_response=failed)
@@ -125,11 +125,11 @@ class InferenceService:
         return stream_answer
 
     async def _predict(
-        self, message: pb.ModelInferRequest, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], context: Context
     ) -> tuple[Call, pb.ModelInferResponse]:
         """Raises `GatewayError`, counted."""
         try:
-            call, response = await self._outcome(message, headers)
+            call, response = await self._outcome(message, headers, _schedule(context))
             answer = encode_response(response)
             response.note_encoded()
             return call, answer
@@ -143,7 +143,7 @@ class InferenceService:
             raise hidden from error
 
     async def _outcome(
-        self, message: pb.ModelInferRequest, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], schedule: Schedule | None
     ) -> tuple[Call, InferenceResponse]:
         """Submit and wait. Whoever cancels, or whose deadline passes, is not run."""
         answered: asyncio.Future[InferenceResponse | GatewayError] = asyncio.get_running_loop().create_future()
@@ -154,7 +154,7 @@ class InferenceService:
                 answered.set_result(outcome)
 
         received = time.monotonic()
-        call = self._plane.submit(decode_request(message, headers), reply)
+        call = self._plane.submit(decode_request(message, headers), reply, schedule)
         call.received = received
         try:
             outcome = await answered
@@ -288,6 +288,12 @@ def _headers(context: Context) -> Mapping[str, str]:
         if isinstance(value, str):
             headers.setdefault(name, value)
     return headers
+
+
+def _schedule(context: Context) -> Schedule | None:
+    """What the client's deadline asks of the queue. gRPC itself ends the call when it passes."""
+    remaining = context.time_remaining()
+    return None if remaining is None else Schedule(patience=remaining)
 
 
 def _check_repository(message: Any) -> None:

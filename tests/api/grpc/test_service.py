@@ -351,15 +351,15 @@ class TestPressure:
 
     @pytest.mark.parametrize("way", ["cancel", "deadline"])
     def test_who_leaves_is_counted_and_not_run(self, way: str, service: Any, rpc_gateway: GatewayProcess) -> None:
-        left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
-        with occupied(service, rpc_gateway):
+        with occupied(service, rpc_gateway, queued=0):
+            left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
             rows = metric(rpc_gateway, "gateway_rows_total", model="busy")
             leaver = service.ModelInfer.future(turns_request(1, rows=3), timeout=0.5 if way == "deadline" else None)
             if way == "cancel":
-                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == 4)
+                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == 3)
                 leaver.cancel()
             wait_until(lambda: metric(rpc_gateway, "gateway_cancelled_total", model="busy") == left + 1)
             assert leaver.code() is (CODES.CANCELLED if way == "cancel" else CODES.DEADLINE_EXCEEDED)
-            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 1
-        assert metric(rpc_gateway, "gateway_rows_total", model="busy") == rows + 2
+            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 0
+        assert metric(rpc_gateway, "gateway_rows_total", model="busy") == rows + 1
         assert "Traceback" not in rpc_gateway.log
