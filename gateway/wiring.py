@@ -25,10 +25,12 @@ from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.session import Device
+from gateway.runtime.warming import LEARNED_FOLDER
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
@@ -76,7 +78,9 @@ class Gateway:
         self.plane = DataPlane(
             self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
         )
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        learned = settings.data_dir / LEARNED_FOLDER
+        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish, learned)
+        self.learning = Learning(self.registry, learned)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

@@ -1,10 +1,10 @@
 """The dynamic micro-batcher of one model version.
 
 Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
-requests pile up, and the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows
-have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in
-rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it
-leaves the queue.
+requests pile up, and the next run takes what is there, oldest first, up to as many rows as the tuner says. Only
+requests whose rows have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The
+queue is bounded in rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a
+timeout, after which it leaves the queue.
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -21,19 +21,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from itertools import accumulate
-from typing import Protocol
+from itertools import accumulate, islice
+from typing import NamedTuple, Protocol
 
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
 from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
+from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
+from gateway.runtime.tuner import Tuner
 from gateway.runtime.work import Batch, Bucket, Work, gather, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 2e-3
-"""A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -54,6 +54,15 @@ class Runner(Protocol):
         """All outputs, in the order of the signature."""
 
 
+class Ran(NamedTuple):
+    """A run that is over, whatever came of it."""
+
+    outcome: list[Array] | Exception
+    seconds: float
+    cpu_seconds: float
+    """Of the thread that ran it."""
+
+
 class DynamicBatcher:
     """Queues, groups, runs and scatters for one model version."""
 
@@ -62,22 +71,27 @@ class DynamicBatcher:
         runner: Runner,
         executor: Executor,
         *,
-        max_batch_rows: int,
+        tuner: Tuner,
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
+        max_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once.
+        `tuner` says how many rows a run may have, and learns from it. At most `max_runs` runs are on threads at once.
+        Where no run has its rows together, requests wait up to `max_delay` seconds for others.
         """
         self._runner = runner
         self._executor = executor
-        self._max_batch_rows = max_batch_rows
+        self._tuner = tuner
         self._max_queue_rows = max_queue_rows
         self._max_runs = max_runs
+        self._max_delay = max_delay
+        self._delay: asyncio.TimerHandle | None = None
+        """Ends the wait for more rows."""
         self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
@@ -86,10 +100,11 @@ class DynamicBatcher:
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._input_names = [spec.name for spec in runner.signature.inputs]
+        self._shape_length = len(self._input_names) if self._has_many_shapes else 0
+        """Of a bucket: what follows keeps a single work apart and says nothing about its shape."""
         self._is_scheduled = False
         self._running = 0
         """Runs that are on threads now."""
-        self._cost = CostModel()
         self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
@@ -165,13 +180,14 @@ class DynamicBatcher:
         work.fail(_too_late(timeout))
 
     def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self._max_batch_rows / self._max_runs
-        seconds = self._cost.predict(self._max_batch_rows) * batches
+        tuned = self._tuner.last
+        seconds = tuned.cost.predict(tuned.rows) * self.queued_rows / tuned.rows / self._max_runs
         return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
 
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
+        self._schedule()
         if self._running or self._buckets:
             self._idle.clear()
             await self._idle.wait()
@@ -183,6 +199,8 @@ class DynamicBatcher:
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
+        if self._max_delay and self._may_fill_up():
+            return
         works = self._take()
         if works:
             self._start(works)
@@ -190,6 +208,19 @@ class DynamicBatcher:
                 self._schedule()
         elif not self._running:
             self._idle.set()
+
+    def _may_fill_up(self) -> bool:
+        """Whether to wait for more rows; a timer ends the wait."""
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        if self._is_closed or not self._buckets or self.queued_rows >= self._tuner.last.rows:
+            return False
+        remaining = min(queue[0].enqueued for queue in self._buckets.values()) + self._max_delay - self._clock()
+        if remaining <= 0:
+            return False
+        self._delay = asyncio.get_running_loop().call_later(remaining, self._schedule)
+        return True
 
     def _take(self) -> list[Work]:
         """The next batch: the bucket whose head has waited longest, oldest first, without the expired and the gone."""
@@ -205,7 +236,8 @@ class DynamicBatcher:
         works: list[Work] = []
         rows = 0
         now = self._clock()
-        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self._max_batch_rows)):
+        limit = self._tuner.of(bucket[: self._shape_length]).take(self._waiting(queue))
+        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= limit)):
             work = queue.popleft()
             work.is_queued = False
             self.queued_rows -= work.rows
@@ -220,6 +252,12 @@ class DynamicBatcher:
         if not queue:
             del self._buckets[bucket]
         return works
+
+    def _waiting(self, queue: deque[Work]) -> int:
+        """Rows in a bucket, or as many of them as make a difference."""
+        if len(self._buckets) == 1:
+            return self.queued_rows
+        return sum([work.rows for work in islice(queue, 2 * self._tuner.policy.sizes[-1])])
 
     def _start(self, works: list[Work]) -> None:
         started = self._clock()
@@ -236,39 +274,51 @@ class DynamicBatcher:
         if inputs is None:
             self._schedule()
             return
-        if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
-            self._finish(works, inputs, started, self._run(inputs, rows))
+        cost = self._cost_of(works)
+        if self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS:
+            ran = self._run(inputs)
+            self._learn(cost, rows, ran)
+            self._finish(works, inputs, started, ran.outcome)
             return
         self._running += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs)
         running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
 
-    def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
-        """The outputs, or what the run raised. Learns what it cost, on either thread."""
-        # The thread's own CPU time: on another thread the clock on the wall also counts the wait for the interpreter.
-        before = time.thread_time()
+    def _cost_of(self, works: list[Work]) -> CostModel:
+        return self._tuner.of(works[0].bucket[: self._shape_length]).cost
+
+    def _run(self, inputs: dict[str, Array]) -> Ran:
+        """The outputs, or what the run raised, and what it took; on either thread."""
+        started, cpu_started = time.perf_counter(), time.thread_time()
         try:
-            outputs = self._runner.run(inputs)
+            outcome: list[Array] | Exception = self._runner.run(inputs)
         except Exception as error:
-            return error
-        seconds = time.thread_time() - before
+            outcome = error
+        # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+        return Ran(outcome, time.perf_counter() - started, time.thread_time() - cpu_started)
+
+    def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
+        if isinstance(ran.outcome, Exception):
+            return
+        cpu_seconds = ran.cpu_seconds
         self._surprises *= SURPRISES_FORGOTTEN
-        if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
+        if cpu_seconds > INLINE_LIMIT_SECONDS and cost.predict_cpu(rows) < INLINE_SECONDS:
             self._surprises += 1.0
             # So that one hiccup does not count for fifty runs.
-            seconds = INLINE_LIMIT_SECONDS
-        self._cost.observe(rows, seconds)
-        return outputs
+            cpu_seconds = INLINE_LIMIT_SECONDS
+        cost.observe(rows, ran.seconds, cpu_seconds)
 
     def _on_thread_done(
         self,
         works: list[Work],
         inputs: dict[str, Array],
         started: float,
-        future: asyncio.Future[list[Array] | Exception],
+        future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
-        self._finish(works, inputs, started, future.result())
+        ran = future.result()
+        self._learn(self._cost_of(works), _rows(works), ran)
+        self._finish(works, inputs, started, ran.outcome)
 
     def _finish(
         self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception

@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
@@ -95,6 +96,7 @@ def batcher(
     on_batch: Callable[[Batch], None] = answer_all,
     clock: Callable[[], float] = time.monotonic,
     max_runs: int = 1,
+    max_delay: float = 0.0,
     on_threads: bool = True,
 ) -> DynamicBatcher:
     """A batcher with limits that suit a test.
@@ -104,11 +106,12 @@ def batcher(
     made = DynamicBatcher(
         runner,
         executor,
-        max_batch_rows=max_batch_rows,
+        tuner=Tuner(BatchPolicy((max_batch_rows,))),
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
         max_runs=max_runs,
+        max_delay=max_delay,
         clock=clock,
     )
     if on_threads:
