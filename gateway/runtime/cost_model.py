@@ -13,14 +13,17 @@ from typing import NamedTuple
 
 MEMORY = 50
 """Runs of a class that count, and runs of any size that the pace is made of."""
-WARMED_UP = 8
-"""What a class measured at load counts for, in runs."""
+WARMED_UP = 2
+"""What a class measured at load counts for, in runs: few, as rows of zeros may be easier than real ones."""
 REFIT = 16
 """Runs between two fits of the line."""
 HICCUP = 2.0
-"""A run that took more times what was expected counts as this many in the mean."""
+"""A run that took more times what was expected counts as this many in the mean, unless the one before took as much."""
+PACES = (1e-3, 1e3)
+"""Between these; a change beyond is none of the machine."""
 FIRST_P99 = 1.5
 """Times the mean, until runs have said otherwise."""
+HIGHEST_P99 = 1e3
 TAIL = 0.99
 TAIL_STEP = 0.1
 FASTEST = 1e-9
@@ -48,7 +51,7 @@ class CostModel:
     0.003
     """
 
-    __slots__ = ("_a", "_b", "_classes", "_runs", "p99_ratio", "pace")
+    __slots__ = ("_a", "_b", "_classes", "_runs", "_was_slow", "p99_ratio", "pace")
 
     def __init__(self) -> None:
         self._classes: dict[int, SizeClass] = {}
@@ -56,6 +59,7 @@ class CostModel:
         self._a = math.inf
         self._b = 0.0
         self._runs = 0
+        self._was_slow = False
         self.pace = 1.0
         """How much longer runs take now than what the classes remember."""
         self.p99_ratio = FIRST_P99
@@ -74,9 +78,16 @@ class CostModel:
         expected = self.predict(rows)
         ratio = seconds / expected
         # Stochastic approximation of a quantile (Robbins and Monro, 1951), on the logarithm.
-        self.p99_ratio = max(1.0, self.p99_ratio * (1 + TAIL_STEP * (TAIL if ratio > self.p99_ratio else TAIL - 1)))
-        usual = min(ratio, HICCUP) * expected / self.pace
-        self.pace *= 1 + (min(ratio, HICCUP) - 1) / min(self._runs + 1, MEMORY)
+        self.p99_ratio *= 1 + TAIL_STEP * (TAIL if ratio > self.p99_ratio else TAIL - 1)
+        self.p99_ratio = max(1.0, min(self.p99_ratio, HIGHEST_P99))
+        is_slow = ratio > HICCUP
+        if is_slow and not self._was_slow:
+            ratio = HICCUP
+        self._was_slow = is_slow
+        # What the pace takes of a surprise is no longer the size's.
+        least, most = PACES
+        self.pace = max(least, min(self.pace * ratio ** (1 / min(self._runs + 1, MEMORY)), most))
+        usual = ratio * expected / self.pace
         runs = min(known.runs + 1, MEMORY)
         self._classes[rows.bit_length()] = SizeClass(
             runs,

@@ -18,6 +18,9 @@ MAX_SHAPES = 64
 EXPLORE_EVERY = 16
 """Runs between two looks at what was learned, and at most one that tries another size."""
 
+PROMISING = 0.7
+"""Of the rate of the chosen size: another that is thought to reach it is tried."""
+
 
 class BatchPolicy(NamedTuple):
     """What is to be kept to."""
@@ -33,28 +36,28 @@ class BatchPolicy(NamedTuple):
 class ShapeTuner:
     """What the runs of one shape cost, and the rows chosen for them."""
 
-    __slots__ = ("_next", "_policy", "_reach", "_turns", "cost", "rows")
+    __slots__ = ("_policy", "_reach", "_runs_left", "_turn", "cost", "rows")
 
     def __init__(self, policy: BatchPolicy, cost: CostModel | None = None, rows: int | None = None) -> None:
         """`rows` are chosen until more is known; without them the most that may be."""
         self.cost = CostModel() if cost is None else cost
         self.rows = policy.sizes[-1] if rows is None else rows
         self._policy = policy
-        self._turns = EXPLORE_EVERY
+        self._runs_left = EXPLORE_EVERY
         self._reach = 0
         """Rows that waited at most since the last choice."""
-        self._next = 0
-        """Which of the sizes is tried next."""
+        self._turn = 0
+        """Of the sizes that are tried."""
         self.choose()
 
     def take(self, waiting: int) -> int:
         """The most rows for the next run while `waiting` rows are there."""
         self._reach = max(self._reach, waiting)
-        self._turns -= 1
+        self._runs_left -= 1
         rows = self.rows
         # Where nobody queues the limit does not matter.
-        if self._turns <= 0 and waiting > 1:
-            self._turns = EXPLORE_EVERY
+        if self._runs_left <= 0 and waiting > 1:
+            self._runs_left = EXPLORE_EVERY
             self.choose()
             rows = self._trial(waiting)
         if self._policy.is_preferred:
@@ -85,14 +88,19 @@ class ShapeTuner:
         return choose(points, slo=slo)
 
     def _trial(self, waiting: int) -> int:
-        """The next size in turn, if enough rows wait and it is not thought to miss the target; else the chosen one."""
-        if waiting < self.rows:
+        """The next size in turn of those worth a run, if enough rows wait for it; else the chosen one."""
+        worth = [size for size in self._policy.sizes if size <= waiting and self._is_worth(size)]
+        if waiting < self.rows or not worth:
             return self.rows
-        sizes = [size for size in self._policy.sizes if size <= min(2 * self.rows, waiting)]
-        self._next += 1
-        size = sizes[self._next % len(sizes)] if sizes else self.rows
-        slo = self._policy.slo
-        return size if slo is None or self.point(size).latency <= slo else self.rows
+        self._turn += 1
+        return worth[self._turn % len(worth)]
+
+    def _is_worth(self, size: int) -> bool:
+        """Whether a size may be better than the chosen one, or is next to it, and is thought to keep the target."""
+        point, slo = self.point(size), self._policy.slo
+        is_near = self.rows <= 2 * size and size <= 2 * self.rows
+        is_close = point.rate() >= PROMISING * self.point(self.rows).rate()
+        return (is_near or is_close) and (slo is None or point.latency <= slo)
 
 
 class Tuner:

@@ -24,13 +24,16 @@ Run: TypeAlias = Callable[[int], float | None]
 Samples: TypeAlias = dict[int, list[float]]
 """Seconds of runs, by their rows."""
 
-ROUNDS = 5
+ROUNDS = 8
 BUDGET_SECONDS = 3.0
 """For all rounds of one measurement; sizes that are not reached by then are taken to be no better."""
 LARGEST_SHARE = 0.25
 """Of the budget: a larger size that would take more for one run is not tried."""
 HOPELESS = 0.7
 """Of the best rate: a size this slow ends the search among the larger ones."""
+SETTLED = 4
+CONTENDER = 0.8
+"""Of the best rate: a size slower than this is measured no more often than `SETTLED` times."""
 PARALLEL_SECONDS = 5e-3
 """A model whose best batch takes longer on one thread gets all cores, in one run or in several side by side; for less,
 threads cost more CPU time than they save waiting."""
@@ -38,7 +41,7 @@ SIDE_BY_SIDE = 0.95
 """Of the rate of one run on all cores is enough for runs side by side: they keep the cores busy while the gateway
 answers the last one."""
 PATIENCE = 2.0
-"""How many times longer than on all cores the shortest run may take for it: a lone caller waits for that."""
+"""How many times longer than on all cores a run of the same rows may take for it: a lone caller waits for that."""
 
 
 class Layout(NamedTuple):
@@ -101,18 +104,18 @@ def _is_worth(samples: Mapping[Layout, Samples], layout: Layout, rows: int, budg
         if smaller is None:
             return True
         expected = min(known[smaller]) * rows / smaller
-        return expected <= LARGEST_SHARE * budget and not _is_hopeless(samples, layout, smaller)
-    # One slow run may be an accident, and short runs are cheap.
-    is_settled = len(known[rows]) >= 2 and min(known[rows]) >= INLINE_SECONDS
-    return not (is_settled and _is_hopeless(samples, layout, rows))
+        return expected <= LARGEST_SHARE * budget and not _is_slower(samples, layout, smaller, HOPELESS)
+    is_settled = len(known[rows]) >= SETTLED
+    return not (is_settled and _is_slower(samples, layout, rows, CONTENDER))
 
 
-def _is_hopeless(samples: Mapping[Layout, Samples], layout: Layout, rows: int) -> bool:
+def _is_slower(samples: Mapping[Layout, Samples], layout: Layout, rows: int, share: float) -> bool:
+    """Whether a size, if its runs are not short anyway, has less than a share of the best rate of all layouts."""
     rates = {
         (one, size): one.runs * size / min(seconds) for one, sizes in samples.items() for size, seconds in sizes.items()
     }
     seconds = min(samples[layout][rows])
-    return seconds >= INLINE_SECONDS and rates[layout, rows] < HOPELESS * max(rates.values())
+    return seconds >= INLINE_SECONDS and rates[layout, rows] < share * max(rates.values())
 
 
 def points(samples: Samples) -> list[Point]:
@@ -123,10 +126,15 @@ def points(samples: Samples) -> list[Point]:
 def best_layout(samples: Mapping[Layout, Samples], slo: float | None = None) -> Layout:
     """The one to use of those measured: one, or one run at a time and several side by side."""
     alone, apart = min(samples), max(samples)
-    rates = {layout: choose(points(samples[layout]), slo=slo).rate(layout.runs) for layout in (alone, apart)}
-    shortest = {layout: points(samples[layout])[0].seconds for layout in (alone, apart)}
-    is_as_fast = rates[apart] >= SIDE_BY_SIDE * rates[alone]
-    return apart if is_as_fast and shortest[apart] <= PATIENCE * shortest[alone] else alone
+    curves = {layout: points(samples[layout]) for layout in (alone, apart)}
+    chosen = {layout: choose(curve, slo=slo) for layout, curve in curves.items()}
+    if slo is not None and (chosen[alone].latency <= slo) != (chosen[apart].latency <= slo):
+        return alone if chosen[alone].latency <= slo else apart
+    is_as_fast = chosen[apart].rate(apart.runs) >= SIDE_BY_SIDE * chosen[alone].rate(alone.runs)
+    longer = min(
+        min(samples[apart][rows]) / min(samples[alone][rows]) for rows in samples[apart].keys() & samples[alone].keys()
+    )
+    return apart if is_as_fast and longer <= PATIENCE else alone
 
 
 def side_by_side(run: Run, runs: int, workers: Executor) -> Run:

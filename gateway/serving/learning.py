@@ -19,16 +19,17 @@ WRITE_SECONDS = 30.0
 class Learning:
     """Writes the learned state of every loaded version now and then, and when the gateway stops."""
 
-    def __init__(self, registry: Registry, folder: Path) -> None:
-        """`folder` is made when it is needed."""
+    def __init__(self, registry: Registry, folder: Path, every: float = WRITE_SECONDS) -> None:
+        """`folder` is made when it is needed; `every` is in seconds."""
         self._registry = registry
         self._folder = folder
+        self._every = every
         self._written: dict[ModelKey, LearnedState] = {}
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
-            await asyncio.sleep(WRITE_SECONDS)
+            await asyncio.sleep(self._every)
             await self.write()
 
     async def write(self) -> None:

@@ -13,7 +13,9 @@ from gateway.runtime.choice import HOP_SECONDS, INLINE_SECONDS, RUN_SECONDS, WOR
 
 seconds = st.floats(1e-5, 10.0)
 curves = st.lists(
-    st.builds(lambda rows, mean, ratio: Point(rows, mean, mean * ratio), st.integers(1, 1024), seconds, st.floats(1, 20)),
+    st.builds(
+        lambda rows, mean, ratio: Point(rows, mean, mean * ratio), st.integers(1, 1024), seconds, st.floats(1, 20)
+    ),
     min_size=1,
     max_size=12,
     unique_by=lambda point: point.rows,
