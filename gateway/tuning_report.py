@@ -113,12 +113,13 @@ def _fixed(points: Sequence[Point], layout: Layout, batching: BatchingConfig, po
     chosen = _chosen(points, policy)
     known = {point.rows: point for point in points}
     configured = batching.fixed_rows or ()
-    for rows in sorted({*COMPARED, LEARNED_ROWS_LIMIT, *configured}):
+    sizes = sizes_to_measure(batching)
+    for rows in sorted({sizes[-1], *(set(COMPARED) & set(sizes)), *configured}):
         remarks = ["in model.toml"] if rows in configured else []
         point = known.get(rows)
         if point is None:
             table.add_row(
-                str(rows), "", "", "", ", ".join([*remarks, "not reached: a smaller number was far from the best"])
+                str(rows), "", "", "", ", ".join([*remarks, "not measured: too slow, or too large to be tried"])
             )
             continue
         if policy.slo is not None and point.latency > policy.slo:
@@ -134,7 +135,7 @@ def _learned(state: LearnedState, policy: BatchPolicy) -> RenderableType:
     tuner = Tuner(policy)
     state.restore(tuner)
     shape: ShapeTuner = tuner.last
-    points = [shape.point(round(size.rows)) for size in shape.cost.classes]
+    points = [shape.point(int(size.rows)) for size in shape.cost.classes]
     a, b = shape.cost.line
     title = (
         f"\nlearned from traffic: {state.layout}, up to {shape.rows} rows in a run; "

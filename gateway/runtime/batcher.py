@@ -214,7 +214,9 @@ class DynamicBatcher:
         if self._delay is not None:
             self._delay.cancel()
             self._delay = None
-        if self._is_closed or not self._buckets or self.queued_rows >= self._tuner.last.rows:
+        if self._is_closed or not self._is_batchable or not self._buckets:
+            return False
+        if self.queued_rows >= self._tuner.last.rows:
             return False
         remaining = min(queue[0].enqueued for queue in self._buckets.values()) + self._max_delay - self._clock()
         if remaining <= 0:

@@ -9,13 +9,13 @@ long. So sizes stay comparable although they were not run at the same time.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 MEMORY = 50
 """Runs of a class that count, and runs of any size that the pace is made of."""
 WARMED_UP = 2
 """What a class measured at load counts for, in runs: few, as rows of zeros may be easier than real ones."""
-REFIT = 16
+REFIT = 32
 """Runs between two fits of the line."""
 HICCUP = 2.0
 """A run that took more times what was expected counts as this many in the mean, unless the one before took as much."""
@@ -24,13 +24,15 @@ PACES = (1e-3, 1e3)
 FIRST_P99 = 1.5
 """Times the mean, until runs have said otherwise."""
 HIGHEST_P99 = 1e3
-TAIL = 0.99
-TAIL_STEP = 0.1
+TAIL_UP, TAIL_DOWN = 1 + 0.1 * 0.99, 1 - 0.1 * 0.01
+"""Stochastic approximation of a quantile (Robbins and Monro, 1951), on the logarithm: a step up for the one run in a hundred
+that is above balances 99 steps down."""
 FASTEST = 1e-9
 """Seconds; a clock may see no time pass."""
 
 
-class SizeClass(NamedTuple):
+@dataclass(slots=True)
+class SizeClass:
     """What is remembered of the runs of a class: how many of them count, and their means."""
 
     runs: int
@@ -69,43 +71,55 @@ class CostModel:
         """Learn from one run: its wall time, and the CPU time of the thread that ran it."""
         seconds = max(seconds, FASTEST)
         cpu = seconds if cpu_seconds is None else cpu_seconds
-        known = self._classes.get(rows.bit_length())
         self._runs += 1
+        known = self._classes.get(rows.bit_length())
         if known is None:
             self._classes[rows.bit_length()] = SizeClass(1, rows, seconds / self.pace, cpu)
             self._fit()
             return
-        expected = self.predict(rows)
-        ratio = seconds / expected
-        # Stochastic approximation of a quantile (Robbins and Monro, 1951), on the logarithm.
-        self.p99_ratio *= 1 + TAIL_STEP * (TAIL if ratio > self.p99_ratio else TAIL - 1)
-        self.p99_ratio = max(1.0, min(self.p99_ratio, HIGHEST_P99))
-        is_slow = ratio > HICCUP
-        if is_slow and not self._was_slow:
-            ratio = HICCUP
-        self._was_slow = is_slow
+        expected = max((known.seconds + self._b * (rows - known.rows)) * self.pace, FASTEST)
+        ratio = self._without_hiccup(seconds / expected)
         # What the pace takes of a surprise is no longer the size's.
         least, most = PACES
         self.pace = max(least, min(self.pace * ratio ** (1 / min(self._runs + 1, MEMORY)), most))
-        usual = ratio * expected / self.pace
-        runs = min(known.runs + 1, MEMORY)
-        self._classes[rows.bit_length()] = SizeClass(
-            runs,
-            known.rows + (rows - known.rows) / runs,
-            known.seconds + (usual - known.seconds) / runs,
-            known.cpu_seconds + (cpu - known.cpu_seconds) / runs,
-        )
+        runs = known.runs = min(known.runs + 1, MEMORY)
+        known.rows += (rows - known.rows) / runs
+        known.seconds += (ratio * expected / self.pace - known.seconds) / runs
+        known.cpu_seconds += (cpu - known.cpu_seconds) / runs
         if self._runs % REFIT == 0:
             self._fit()
+
+    def _without_hiccup(self, ratio: float) -> float:
+        """What the mean learns of a run that took `ratio` times what was expected; the percentile learns all of it."""
+        if ratio > self.p99_ratio:
+            self.p99_ratio = min(self.p99_ratio * TAIL_UP, HIGHEST_P99)
+        else:
+            self.p99_ratio = max(self.p99_ratio * TAIL_DOWN, 1.0)
+        is_slow = ratio > HICCUP
+        counts = ratio if self._was_slow or not is_slow else HICCUP
+        self._was_slow = is_slow
+        return counts
 
     def warm(self, rows: int, seconds: float) -> None:
         """Take over what was measured for a size before there was traffic."""
         seconds = max(seconds, FASTEST)
         self.restore(SizeClass(WARMED_UP, rows, seconds, seconds))
 
+    def guess(self) -> CostModel:
+        """For runs that may be like these: the same predictions, soon overruled."""
+        other = CostModel()
+        other.p99_ratio = self.p99_ratio
+        other._a, other._b = self.line
+        other._classes = {
+            bits: SizeClass(min(size.runs, WARMED_UP), size.rows, size.seconds * self.pace, size.cpu_seconds)
+            for bits, size in self._classes.items()
+        }
+        return other
+
     def restore(self, size: SizeClass) -> None:
         """Take over a class of an earlier model."""
-        self._classes[round(size.rows).bit_length()] = size
+        # A mean that was rounded down belongs to the class all the same.
+        self._classes[int(size.rows + FASTEST).bit_length()] = size
         self._fit()
 
     @property
@@ -141,7 +155,8 @@ class CostModel:
     def _fit(self) -> None:
         """Least squares of the relative error over the classes, so that short runs count as much as long ones."""
         weight = n = nn = t = nt = 0.0
-        for _, rows, seconds, _ in self._classes.values():
+        for size in self._classes.values():
+            rows, seconds = size.rows, size.seconds
             each = 1 / (seconds * seconds)
             weight += each
             n += each * rows

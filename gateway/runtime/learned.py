@@ -10,6 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -101,7 +102,7 @@ def remember(circumstances: Circumstances, layout: Layout, tuner: Tuner) -> Lear
                 bucket=bucket,
                 p99_ratio=shape.cost.p99_ratio,
                 pace=shape.cost.pace,
-                sizes=tuple(LearnedSize(**size._asdict()) for size in shape.cost.classes),
+                sizes=tuple(LearnedSize(**asdict(size)) for size in shape.cost.classes),
             )
             for bucket, shape in tuner.shapes.items()
         ),

@@ -51,9 +51,9 @@ class BatchingConfig(Document):
     """The only numbers of rows for a run where enough rows wait; which of them is the largest used is learned."""
     max_delay_ms: Annotated[Milliseconds, Field(ge=0, le=10_000)] = 0.0
     """How long a request waits for others while nothing runs."""
-    instances: Rows | None = None
+    instances: Annotated[int, Field(ge=1)] | None = None
     """Runs side by side."""
-    threads: Rows | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """ONNX Runtime's, in each run."""
     max_request_rows: Annotated[int, Field(ge=1)] = 1024
     """A request with more rows is refused with 400."""

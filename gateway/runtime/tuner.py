@@ -17,7 +17,6 @@ MAX_SHAPES = 64
 """Shapes of rows that are told apart; of more, the one that was run least recently is forgotten."""
 EXPLORE_EVERY = 16
 """Runs between two looks at what was learned, and at most one that tries another size."""
-
 PROMISING = 0.7
 """Of the rate of the chosen size: another that is thought to reach it is tried."""
 
@@ -89,8 +88,10 @@ class ShapeTuner:
 
     def _trial(self, waiting: int) -> int:
         """The next size in turn of those worth a run, if enough rows wait for it; else the chosen one."""
+        if waiting < self.rows:
+            return self.rows
         worth = [size for size in self._policy.sizes if size <= waiting and self._is_worth(size)]
-        if waiting < self.rows or not worth:
+        if not worth:
             return self.rows
         self._turn += 1
         return worth[self._turn % len(worth)]
@@ -118,10 +119,10 @@ class Tuner:
         return self.shapes[next(reversed(self.shapes))]
 
     def of(self, bucket: Bucket) -> ShapeTuner:
-        """What is known of a shape; a new one begins with the rows that were chosen for the last."""
+        """What is known of a shape; a new one is thought to be like the last until it was run itself."""
         found = self.shapes.get(bucket)
         if found is None:
-            return self.add(bucket, ShapeTuner(self.policy, rows=self.last.rows))
+            return self.add(bucket, ShapeTuner(self.policy, self.last.cost.guess(), self.last.rows))
         self.shapes.move_to_end(bucket)
         return found
 

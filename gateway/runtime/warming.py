@@ -207,4 +207,4 @@ def _affordable(sizes: tuple[int, ...], signature: Signature) -> tuple[int, ...]
         math.prod(abs(extent) for extent in spec.shape[1:]) * NUMPY_DTYPES[spec.datatype].itemsize
         for spec in signature.inputs
     )
-    return tuple(size for size in sizes if size * row_bytes <= TRIAL_BYTES) or sizes[:1]
+    return tuple(size for size in sizes if size * row_bytes <= TRIAL_BYTES) or (1,)

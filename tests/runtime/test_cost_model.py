@@ -89,6 +89,23 @@ def test_the_99th_percentile_is_approached_from_both_sides() -> None:
     assert cost.predict_p99(8) == pytest.approx(1e-3, rel=0.1)
 
 
+def test_a_guess_predicts_the_same_and_is_soon_overruled() -> None:
+    cost = CostModel()
+    for rows in (1, 3, 16, 300):
+        for _ in range(100):
+            cost.observe(rows, line(rows), line(rows) / 2)
+    guess = cost.guess()
+    for rows in (1, 2, 3, 16, 100, 300):
+        assert guess.predict(rows) == pytest.approx(cost.predict(rows))
+        assert guess.predict_p99(rows) == pytest.approx(cost.predict_p99(rows))
+        assert guess.predict_cpu(rows) == pytest.approx(cost.predict_cpu(rows), rel=0.1)
+    for _ in range(20):
+        guess.observe(3, 10 * line(3))
+    assert guess.predict(3) == pytest.approx(10 * line(3), rel=0.1)
+    assert cost.predict(3) == pytest.approx(line(3), rel=0.01)
+    assert CostModel().guess().predict(1) == math.inf
+
+
 def test_waiting_for_the_interpreter_is_no_cpu_time() -> None:
     cost = CostModel()
     for _ in range(50):

@@ -70,6 +70,7 @@ def test_the_rows_of_a_run_are_limited_by_what_is_said_or_by_what_may_be_learned
         ("[batching]\npreferred_batch_rows = [8, 8]\n", "preferred_batch_rows must ascend"),
         ("[batching]\ninstances = 0\n", "batching.instances"),
         ("[batching]\nthreads = 0\n", "batching.threads"),
+        ("[batching]\nthreads = 100000\n", "batching.threads"),
         ("[batching]\nmax_batch_rows = 8\npreferred_batch_rows = [8]\n", "leave max_batch_rows out"),
         ("[batching]\nmax_batch_rows = 8\nslo_ms = 5\n", "fixed at 8; give one of the two"),
         ("[batching]\npreferred_batch_rows = [8]\nslo_ms = 5\n", "fixed at 8; give one of the two"),

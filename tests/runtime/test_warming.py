@@ -94,6 +94,13 @@ def test_rows_that_take_much_memory_are_not_tried_before_there_is_traffic(tmp_pa
     assert warm.tuner.policy.sizes[-1] == LEARNED_ROWS_LIMIT
 
 
+def test_fixed_rows_that_take_much_memory_are_not_tried_either(tmp_path: Path) -> None:
+    wide = onnx_models.identity("FP32", ("n", TRIAL_BYTES // 4))
+    warm = warm_model(version(tmp_path, wide, "max_batch_rows = 3000"), "cpu", 1, None)
+    assert [size.rows for size in warm.tuner.last.cost.classes] == [1]
+    assert warm.tuner.last.rows == 3000
+
+
 def test_a_model_that_refuses_zeros_may_take_all_rows(tmp_path: Path) -> None:
     warm = warm_model(version(tmp_path, onnx_models.pairs()), "cpu", 0, None)
     assert warm.tuner.last.rows == LEARNED_ROWS_LIMIT
