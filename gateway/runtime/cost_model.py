@@ -25,8 +25,8 @@ FIRST_P99 = 1.5
 """Times the mean, until runs have said otherwise."""
 HIGHEST_P99 = 1e3
 TAIL_UP, TAIL_DOWN = 1 + 0.1 * 0.99, 1 - 0.1 * 0.01
-"""Stochastic approximation of a quantile (Robbins and Monro, 1951), on the logarithm: a step up for the one run in a hundred
-that is above balances 99 steps down."""
+"""Stochastic approximation of a quantile (Robbins and Monro, 1951), on the logarithm: the step up for the one run in a
+hundred that is above it balances 99 steps down."""
 FASTEST = 1e-9
 """Seconds; a clock may see no time pass."""
 
