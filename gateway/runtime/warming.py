@@ -93,7 +93,8 @@ class Trial:
         one = Layout(1, 1)
         if one not in self.layouts or len(self.layouts) == 1:
             return self._measure(self.layouts, sizes, budget, rounds)
-        samples = self._measure((one,), sizes, budget, rounds)
+        # Enough for a model that is fast; what is found out about another is that it is not.
+        samples = self._measure((one,), sizes, budget / 4, rounds)
         if not samples:
             return {}
         tuner = self.tuner(samples[one])
