@@ -174,6 +174,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
             _background(
                 gateway.routes.watch(settings.route_poll_seconds),
                 gateway.log.run(),
+                gateway.learning.run(),
                 *(child.keep_running() for child in children),
             )
         )
@@ -181,6 +182,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
         tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol(), tls)
+        stack.push_async_callback(gateway.learning.write)
         stack.push_async_callback(_flush, gateway)
         if gateway.tracing is not None:
             stack.push_async_callback(gateway.tracing.close)

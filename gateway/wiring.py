@@ -28,10 +28,12 @@ from gateway.runtime.cuda import cuda_options
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
+from gateway.runtime.warming import LEARNED_FOLDER
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
@@ -88,9 +90,13 @@ class Gateway:
         )
         self.scheduler = Scheduler(thread_budget(settings))
         cuda = cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER)
+        learned = settings.data_dir / LEARNED_FOLDER
         self.loader = Loader(
-            *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish, cuda)
+            *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
+            cuda=cuda,
+            learned=learned,
         )
+        self.learning = Learning(self.registry, learned)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

@@ -20,10 +20,14 @@ class QueueLimits(NamedTuple):
     """Limits of one version's queue."""
 
     max_batch_rows: int
+    chosen_rows: tuple[int, ...]
+    """What a run is given at most now, or the only numbers that it may be given."""
     max_request_rows: int
     max_queue_rows: int
     timeout: float
     """Longest wait in seconds."""
+    max_delay: float = 0.0
+    """Seconds that a request waits for others while nothing runs."""
 
 
 def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, gpu: int | None) -> JsonObject:
@@ -72,8 +76,8 @@ def _instance(name: str, gpu: int | None) -> JsonObject:
 
 def _dynamic_batching(limits: QueueLimits) -> JsonObject:
     return {
-        "preferred_batch_size": [limits.max_batch_rows],
-        "max_queue_delay_microseconds": 0,
+        "preferred_batch_size": list(limits.chosen_rows),
+        "max_queue_delay_microseconds": round(limits.max_delay * MICROSECONDS),
         "preserve_ordering": False,
         "priority_levels": PRIORITY_LEVELS,
         "default_priority_level": DEFAULT_PRIORITY,

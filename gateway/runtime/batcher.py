@@ -2,7 +2,7 @@
 
 Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be, or
 other models have their turn (`scheduler.py`), requests pile up in the queue (`queue.py`), and the next run takes what
-is there, oldest first, up to `max_batch_rows`.
+is there, oldest first, up to as many rows as the tuner says (`tuner.py`).
 
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
@@ -19,19 +19,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from gateway.errors import GatewayError, InferenceFailed, Unavailable
+from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.queue import ALONE, WorkQueue
 from gateway.runtime.scheduler import Scheduler
-from gateway.runtime.work import Batch, Work, gather, settled
+from gateway.runtime.tuner import ShapeTuner, Tuner
+from gateway.runtime.work import Batch, Bucket, Work, gather, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
-INLINE_SECONDS = 2e-3
-"""A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -50,6 +50,15 @@ class Runner(Protocol):
         """All outputs, in the order of the signature."""
 
 
+class Ran(NamedTuple):
+    """A run that is over, whatever came of it."""
+
+    outcome: list[Array] | Exception
+    seconds: float
+    cpu_seconds: float
+    """Of the thread that ran it."""
+
+
 class DynamicBatcher:
     """Takes from the queue, runs and scatters for one model version."""
 
@@ -59,26 +68,31 @@ class DynamicBatcher:
         executor: Executor,
         scheduler: Scheduler,
         *,
-        max_batch_rows: int,
+        tuner: Tuner,
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
         threads: int = 1,
+        max_delay: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         run_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once, each with `threads` of the scheduler's budget. `run_clock` is
-        read before and after a run to tell what it costs.
+        `tuner` says how many rows a run may have, and learns from it. At most `max_runs` runs are on threads at once,
+        each with `threads` of the scheduler's budget. Where no run has its rows together, requests wait up to
+        `max_delay` seconds for others. `run_clock` is read before and after a run to tell what it costs.
         """
         self._runner = runner
         self._executor = executor
         self._scheduler = scheduler
         self.seat = scheduler.join(self._take_turn, threads)
-        self._max_batch_rows = max_batch_rows
+        self._tuner = tuner
         self._max_runs = max_runs
+        self._max_delay = max_delay
+        self._delay: asyncio.TimerHandle | None = None
+        """Ends the wait for more rows."""
         self._on_batch = on_batch
         self._clock = clock
         self._run_clock = run_clock
@@ -87,11 +101,12 @@ class DynamicBatcher:
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
         self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
         self._input_names = [spec.name for spec in runner.signature.inputs]
+        self._shape_length = len(self._input_names) if self._has_many_shapes else 0
+        """Of a bucket: what follows keeps a single work apart and says nothing about its shape."""
         self._is_scheduled = False
         """Waits for its turn, or for threads."""
         self._running = 0
         """Runs that are on threads now."""
-        self._cost = CostModel()
         self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
@@ -125,6 +140,7 @@ class DynamicBatcher:
     async def close(self) -> None:
         """Refuse new work and wait until what was admitted is answered."""
         self._is_closed = True
+        self._schedule()
         if self._running or self.queue.buckets:
             self._idle.clear()
             await self._idle.wait()
@@ -144,6 +160,19 @@ class DynamicBatcher:
         elif not self._running:
             self._idle.set()
 
+    def _may_fill_up(self, bucket: Bucket, now: float) -> bool:
+        """Whether to wait for more rows; a timer ends the wait."""
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        if self._is_closed or not self._is_batchable or self.queue.rows >= self._tuner.last.rows:
+            return False
+        remaining = self.queue.buckets[bucket][0].enqueued + self._max_delay - now
+        if remaining <= 0:
+            return False
+        self._delay = asyncio.get_running_loop().call_later(remaining, self._schedule)
+        return True
+
     def _take_turn(self, has_threads: bool) -> bool:
         """Start the next run, if there is one: from the bucket whose head has waited longest.
 
@@ -151,25 +180,36 @@ class DynamicBatcher:
         """
         now = self._clock()
         bucket = self.queue.oldest(now)
-        limit = self._max_batch_rows if self._is_batchable else ALONE
-        is_short = bucket is None or self._is_short(self.queue.rows_of_batch(bucket, limit))
+        if bucket is None or (self._max_delay and self._may_fill_up(bucket, now)):
+            self._is_scheduled = False
+            if bucket is None:
+                self._go_on()
+            return True
+        shape = self._tuner.of(bucket[: self._shape_length])
+        most = shape.rows if self._is_batchable else ALONE
+        is_short = self._is_short(shape.cost, self.queue.rows_of_batch(bucket, most))
         if not is_short and not has_threads:
             return False
         self._is_scheduled = False
         running = self._running
         try:
-            if bucket is not None:
-                self._start(self.queue.take_from(bucket, limit, now), now, is_short)
+            self._start(self.queue.take_from(bucket, self._limit(bucket, shape), now), shape.cost, now, is_short)
         finally:
             # Whatever a caller's reply does, the next batch must run.
             self._go_on(on_threads=self._running > running)
         return True
 
-    def _is_short(self, rows: int) -> bool:
-        """Whether a run is done on the loop."""
-        return self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS
+    def _limit(self, bucket: Bucket, shape: ShapeTuner) -> int:
+        """Rows that the next run may have."""
+        if not self._is_batchable:
+            return ALONE
+        return shape.take(self.queue.rows_in(bucket, 2 * self._tuner.policy.sizes[-1]))
 
-    def _start(self, works: list[Work], started: float, is_short: bool) -> None:
+    def _is_short(self, cost: CostModel, rows: int) -> bool:
+        """Whether a run is done on the loop."""
+        return self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS
+
+    def _start(self, works: list[Work], cost: CostModel, started: float, is_short: bool) -> None:
         try:
             rows = _rows(works)
             inputs = gather(works, rows)
@@ -182,42 +222,48 @@ class DynamicBatcher:
             return
         if inputs is None:
             return
-        if is_short or self._is_short(rows):
-            outcome = self._run(inputs, rows)
+        if is_short or self._is_short(cost, rows):
+            ran = self._run(inputs)
             self._scheduler.ran(self.seat, self._clock() - started)
-            self._finish(works, inputs, started, outcome)
+            self._learn(cost, rows, ran)
+            self._finish(works, inputs, started, ran.outcome)
             return
-        seconds = self._cost.predict(rows)
+        seconds = cost.predict(rows)
         predicted = seconds if seconds < math.inf else 0.0
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs)
         self._running += 1
         self._scheduler.began(self.seat, predicted)
-        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, predicted, future))
+        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, started, predicted, future))
 
-    def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
-        """The outputs, or what the run raised. Learns what it cost, on either thread."""
-        # The thread's own CPU time: on another thread the clock on the wall also counts the wait for the interpreter.
-        before = self._run_clock()
+    def _run(self, inputs: dict[str, Array]) -> Ran:
+        """The outputs, or what the run raised, and what it took; on either thread."""
+        started, cpu_started = time.perf_counter(), self._run_clock()
         try:
-            outputs = self._runner.run(inputs)
+            outcome: list[Array] | Exception = self._runner.run(inputs)
         except Exception as error:
-            return error
-        seconds = self._run_clock() - before
+            outcome = error
+        # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+        return Ran(outcome, time.perf_counter() - started, self._run_clock() - cpu_started)
+
+    def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
+        if isinstance(ran.outcome, Exception):
+            return
+        cpu_seconds = ran.cpu_seconds
         self._surprises *= SURPRISES_FORGOTTEN
-        if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
+        if cpu_seconds > INLINE_LIMIT_SECONDS and cost.predict_cpu(rows) < INLINE_SECONDS:
             self._surprises += 1.0
             # So that one hiccup does not count for fifty runs.
-            seconds = INLINE_LIMIT_SECONDS
-        self._cost.observe(rows, seconds)
-        return outputs
+            cpu_seconds = INLINE_LIMIT_SECONDS
+        cost.observe(rows, ran.seconds, cpu_seconds)
 
     def _on_thread_done(
         self,
         works: list[Work],
+        cost: CostModel,
         inputs: dict[str, Array],
         started: float,
         predicted: float,
-        future: asyncio.Future[list[Array] | Exception],
+        future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
         self._scheduler.ended(self.seat, predicted, self._clock() - started)
@@ -226,7 +272,9 @@ class DynamicBatcher:
             self._schedule(on_threads=True)
         self._scheduler.give_threads()
         try:
-            self._finish(works, inputs, started, future.result())
+            ran = future.result()
+            self._learn(cost, _rows(works), ran)
+            self._finish(works, inputs, started, ran.outcome)
         finally:
             self._go_on()
 
@@ -267,8 +315,8 @@ class DynamicBatcher:
 
     def _expect(self) -> None:
         """Tell the queue how fast rows leave it at full batches and in the present crowd."""
-        rows = self._max_batch_rows
-        seconds = self._cost.predict(rows)
+        shape = self._tuner.last
+        rows, seconds = shape.rows, shape.cost.predict(shape.rows)
         if 0.0 < seconds < math.inf:
             at_once = self._scheduler.runs_at_once(self.seat, on_loop=seconds < INLINE_SECONDS)
             self.queue.expect(rows / seconds * min(self._max_runs, at_once))

@@ -109,7 +109,7 @@ def engine_profile(signature: Signature, batching: BatchingConfig) -> dict[str, 
             )
     if not varying:
         return {}
-    rows = {"min": 1, "opt": batching.max_batch_rows, "max": max(batching.max_batch_rows, batching.max_request_rows)}
+    rows = {"min": 1, "opt": batching.rows_limit, "max": max(batching.rows_limit, batching.max_request_rows)}
     return {
         f"trt_profile_{name}_shapes": ",".join(
             f"{spec.name}:{'x'.join(map(str, (count, *spec.shape[1:])))}" for spec in varying

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,15 +33,61 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class BatchingConfig(Document):
-    """Limits of the micro-batcher, in rows."""
+Rows: TypeAlias = Annotated[int, Field(ge=1)]
+Milliseconds: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 
-    max_batch_rows: Annotated[int, Field(ge=1)] = 64
+LEARNED_ROWS_LIMIT = 256
+"""Rows in a run at most where `max_batch_rows` does not say: past them a run saves the gateway next to nothing."""
+
+
+class BatchingConfig(Document):
+    """The micro-batcher's target and limits. What is left out is learned."""
+
+    slo_ms: Annotated[Milliseconds, Field(gt=0)] | None = None
+    """From arrival to the end of the run, at the 99th percentile."""
+    max_batch_rows: Rows | None = None
     """Rows in one ONNX Runtime call, unless a single request brings more."""
+    preferred_batch_rows: Annotated[tuple[Rows, ...], Field(min_length=1, max_length=32)] | None = None
+    """The only numbers of rows for a run where enough rows wait; which of them is the largest used is learned."""
+    max_delay_ms: Annotated[Milliseconds, Field(ge=0, le=10_000)] = 0.0
+    """How long a request waits for others while nothing runs."""
+    instances: Annotated[int, Field(ge=1)] | None = None
+    """Runs side by side."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """ONNX Runtime's, in each run."""
     max_request_rows: Annotated[int, Field(ge=1)] = 1024
     """A request with more rows is refused with 400."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 4096
     """Rows that may wait; past it requests are refused with 429."""
+
+    @property
+    def fixed_rows(self) -> tuple[int, ...] | None:
+        """The numbers of rows that operators allow, ascending; None if they leave it to be learned."""
+        if self.preferred_batch_rows is not None:
+            return self.preferred_batch_rows
+        return None if self.max_batch_rows is None else (self.max_batch_rows,)
+
+    @property
+    def rows_limit(self) -> int:
+        """Rows in a run at most."""
+        return self.fixed_rows[-1] if self.fixed_rows else min(LEARNED_ROWS_LIMIT, self.max_queue_rows)
+
+    @model_validator(mode="after")
+    def _can_take_effect(self) -> Self:
+        fixed = self.fixed_rows or ()
+        if self.preferred_batch_rows is not None and self.max_batch_rows is not None:
+            raise ValueError("preferred_batch_rows ends with the most rows of a run; leave max_batch_rows out")
+        if list(fixed) != sorted(set(fixed)):
+            raise ValueError("preferred_batch_rows must ascend")
+        if self.rows_limit > self.max_queue_rows:
+            raise ValueError(f"a run cannot get {self.rows_limit} rows while max_queue_rows is {self.max_queue_rows}")
+        if self.slo_ms is not None and len(fixed) == 1:
+            raise ValueError(f"slo_ms chooses the rows of a run, which are fixed at {fixed[0]}; give one of the two")
+        if self.slo_ms is not None and self.max_delay_ms >= self.slo_ms:
+            raise ValueError(f"slo_ms {self.slo_ms:g} cannot be kept after a delay of {self.max_delay_ms:g} ms")
+        if self.max_delay_ms and self.rows_limit == 1:
+            raise ValueError("max_delay_ms waits for more rows, and a run has one; leave it out")
+        return self
 
 
 class MonitoringConfig(Document):

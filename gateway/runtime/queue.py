@@ -103,6 +103,12 @@ class WorkQueue:
                 return bucket
         return None
 
+    def rows_in(self, bucket: Bucket, works: int) -> int:
+        """Rows that wait in the bucket, or those of its first `works`."""
+        if len(self.buckets) == 1:
+            return self.rows
+        return sum([work.rows for work in islice(self.buckets[bucket], works)])
+
     def rows_of_batch(self, bucket: Bucket, max_rows: int) -> int:
         """No batch that is taken from the bucket now has more rows."""
         return max(self.buckets[bucket][0].rows, min(self.rows, max_rows))

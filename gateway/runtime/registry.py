@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
@@ -17,16 +18,12 @@ from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
-from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
+from gateway.runtime.warming import WarmModel, warm_model
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
-
-PARALLEL_SECONDS = 5e-3
-"""A model whose best batch takes longer on one thread gets all cores, in one run or in several side by side; for less,
-threads cost more CPU time than they save waiting."""
 
 
 @dataclass(slots=True)
@@ -39,6 +36,7 @@ class ModelVersion:
     manifest: Manifest | None
     answers: AnswerReader | None
     session: OnnxSession
+    warm: WarmModel
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
@@ -155,6 +153,8 @@ class Loader:
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
     cuda: CudaOptions = DEFAULT_CUDA
+    learned: Path | None = None
+    """Folder with what was learned about each version before; None measures all of them."""
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -174,40 +174,23 @@ class Loader:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
         limits = folder.config.batching
-        session, plan = self._warm_session(folder)
+        warm = warm_model(
+            *(folder, self.device, self.threads, self.learned), cores=self.scheduler.budget, cuda=self.cuda
+        )
+        session = warm.session
         answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
             self.scheduler,
-            max_batch_rows=plan.batch_rows,
-            max_runs=plan.runs,
-            threads=session.threads,
+            tuner=warm.tuner,
+            max_runs=warm.layout.runs,
+            threads=warm.layout.threads,
+            max_delay=limits.max_delay_ms / 1e3,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
             run_clock=session.clock,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, warm, batcher)
         return version
-
-    def _session(self, folder: VersionFolder, threads: int) -> OnnxSession:
-        return OnnxSession(folder.model_path, self.device, threads, config=folder.config, cuda=self.cuda)
-
-    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
-        """A session that has run, and how it is used best."""
-        session = self._session(folder, self.threads or 1)
-        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
-        plan = plan_alone(session.warm_up, limit)
-        cores = self.scheduler.budget
-        if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
-            wide = self._session(folder, cores)
-            wide_plan = plan_alone(wide.warm_up, limit)
-            apart = plan_side_by_side(session.warm_up, plan, cores)
-            if apart.is_better(wide_plan):
-                plan = apart
-            else:
-                session, plan = wide, wide_plan
-        if plan.batch_rows < limit or plan.runs > 1:
-            logger.info("%s: %s, of %d rows allowed", folder.key, plan, limit)
-        return session, plan

@@ -132,7 +132,8 @@ class OnnxSession:
         """Free the model's memory at once. Nothing may run afterwards."""
         if isinstance(self.bound, GraphRunner):
             self.bound.close()
-        del self._session, self.bound
+        self.bound = None
+        del self._session
 
     def warm_up(self, rows: int = 1) -> float | None:
         """Run `rows` rows of zeros, so that the first client does not pay for allocation.

@@ -61,6 +61,16 @@ THREAD_WAIT = Instrument(
     "gateway_thread_wait_seconds_total", "counter", "Time that a batch was ready and waited for threads.", _VERSION
 )
 MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
+CHOSEN_ROWS = Instrument("gateway_chosen_batch_rows", "gauge", "Rows that a run may have now.", _VERSION)
+PREDICTED_RUN = Instrument(
+    "gateway_predicted_run_seconds", "gauge", "Mean of a run with the chosen rows, as learned.", _VERSION
+)
+PREDICTED_P99 = Instrument(
+    "gateway_predicted_p99_seconds",
+    "gauge",
+    "From arrival to the end of a run with the chosen rows at the 99th percentile, as learned.",
+    _VERSION,
+)
 ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
 ROUTE_WEIGHT = Instrument(
     "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")

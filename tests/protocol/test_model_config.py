@@ -6,7 +6,9 @@ from gateway.protocol.datatypes import NUMPY_DTYPES
 from gateway.protocol.model_config import QueueLimits, model_config
 from gateway.types import JsonObject, Signature, TensorSpec
 
-LIMITS = QueueLimits(max_batch_rows=64, max_request_rows=1024, max_queue_rows=4096, timeout=30.0)
+LIMITS = QueueLimits(
+    max_batch_rows=64, chosen_rows=(8, 32), max_request_rows=1024, max_queue_rows=4096, timeout=30.0, max_delay=0.002
+)
 
 
 def config_of(signature: Signature, *, gpu: int | None = None) -> JsonObject:
@@ -23,8 +25,8 @@ def test_a_model_with_a_row_axis_has_it_in_the_batch_size_and_not_in_the_dims() 
     assert [tensor["dims"] for tensor in config["input"]] == [[3], [-1, 4]]
     assert [tensor["dims"] for tensor in config["output"]] == [[]]
     assert config["dynamic_batching"] == {
-        "preferred_batch_size": [64],
-        "max_queue_delay_microseconds": 0,
+        "preferred_batch_size": [8, 32],
+        "max_queue_delay_microseconds": 2000,
         "preserve_ordering": False,
         "priority_levels": 3,
         "default_priority_level": 3,

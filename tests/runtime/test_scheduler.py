@@ -51,7 +51,7 @@ class Machine:
             max_queue_rows=100_000,
             timeout=1e6,
         )
-        made._cost.observe(1, 1e-6)
+        made._tuner.last.cost.observe(1, 1e-6)
         return made
 
 

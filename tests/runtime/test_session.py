@@ -117,15 +117,6 @@ def test_warming_up_never_stops_a_start(model: str, sessions: Sessions) -> None:
 
 
 def test_warming_up_survives_a_model_that_refuses_zeros(tmp_path: Path) -> None:
-    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
-    session = load(
-        tmp_path,
-        onnx_models.model(
-            [reshape],
-            [onnx_models.value("x", "FP32", ["n"])],
-            [onnx_models.value("y", "FP32", ["k", 2])],
-            [onnx_models.constant("shape", np.array([-1, 2], np.int64))],
-        ),
-    )
+    session = load(tmp_path, onnx_models.pairs())
     session.warm_up()
     assert session.run({"x": np.zeros(4, np.float32)})[0].shape == (2, 2)

@@ -14,6 +14,7 @@ import numpy as np
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
 from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
@@ -97,6 +98,7 @@ def batcher(
     clock: Callable[[], float] = time.monotonic,
     max_runs: int = 1,
     threads: int = 1,
+    max_delay: float = 0.0,
     on_threads: bool = True,
     scheduler: Scheduler | None = None,
 ) -> DynamicBatcher:
@@ -108,12 +110,13 @@ def batcher(
         runner,
         executor,
         scheduler or Scheduler(max_runs * threads),
-        max_batch_rows=max_batch_rows,
+        tuner=Tuner(BatchPolicy((max_batch_rows,))),
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
         max_runs=max_runs,
         threads=threads,
+        max_delay=max_delay,
         clock=clock,
     )
     if on_threads:

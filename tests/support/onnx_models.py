@@ -99,6 +99,13 @@ def lookup() -> bytes:
     return model([node], [value("index", "INT64", ["n"])], [value("y", "FP32", ["n", 2])], [table])
 
 
+def pairs() -> bytes:
+    """Two numbers become a row of two: fails for an odd number of them, and so for a single row of zeros."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = constant("shape", np.array([-1, 2], np.int64))
+    return model([node], [value("x", "FP32", ["n"])], [value("y", "FP32", ["k", 2])], [shape])
+
+
 def total() -> bytes:
     """One number for all rows, under a signature that promises one a row."""
     nodes = [
