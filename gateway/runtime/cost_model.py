@@ -148,7 +148,12 @@ class CostModel:
         return self.predict(rows) * self.p99_ratio
 
     def predict_cpu(self, rows: int) -> float:
-        """Mean CPU seconds of the thread that runs it: without its waiting for the interpreter or for a core."""
+        """Mean CPU seconds of the thread that runs it: without its waiting for the interpreter or for a core.
+
+        Infinite before the first observation, as the time may depend on values and zeros are easy ones.
+        """
+        if not self._runs:
+            return math.inf
         known = self._classes.get(rows.bit_length())
         return self._a + self._b * rows if known is None else known.cpu_seconds + self._b * (rows - known.rows)
 

@@ -98,12 +98,21 @@ def test_a_guess_predicts_the_same_and_is_soon_overruled() -> None:
     for rows in (1, 2, 3, 16, 100, 300):
         assert guess.predict(rows) == pytest.approx(cost.predict(rows))
         assert guess.predict_p99(rows) == pytest.approx(cost.predict_p99(rows))
-        assert guess.predict_cpu(rows) == pytest.approx(cost.predict_cpu(rows), rel=0.1)
+        assert guess.predict_cpu(rows) == math.inf
     for _ in range(20):
         guess.observe(3, 10 * line(3))
     assert guess.predict(3) == pytest.approx(10 * line(3), rel=0.1)
     assert cost.predict(3) == pytest.approx(line(3), rel=0.01)
     assert CostModel().guess().predict(1) == math.inf
+
+
+def test_zeros_do_not_say_that_real_values_are_as_fast() -> None:
+    cost = CostModel()
+    cost.warm(1, 1e-5)
+    assert cost.predict(1) == pytest.approx(1e-5)
+    assert cost.predict_cpu(1) == math.inf
+    cost.observe(1, 0.5, 0.5)
+    assert cost.predict_cpu(1) > 0.1
 
 
 def test_waiting_for_the_interpreter_is_no_cpu_time() -> None:
