@@ -164,14 +164,15 @@ V1 = Protocol("v1", v1_request, v1_response, v1_examples)
 
 
 def _max_rows(version: ModelVersion) -> int | None:
-    """Most rows of a request, where there are rows."""
-    return version.config.batching.max_request_rows if version.is_batchable else None
+    """Most rows of a request, where they lie on axis 0."""
+    return version.config.batching.max_request_rows if version.signature.has_rows_first else None
 
 
 def _has_rows(version: ModelVersion) -> bool:
     """Whether the inputs can be given row by row."""
-    extents = {spec.shape[:1] for spec in version.signature.inputs}
-    return len(extents) == 1 and () not in extents
+    signature = version.signature
+    extents = {spec.shape[:1] for spec in signature.inputs}
+    return len(extents) == 1 and () not in extents and (signature.has_rows_first or not signature.is_batchable)
 
 
 def _tensor(spec: TensorSpec) -> Schema:

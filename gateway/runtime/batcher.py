@@ -27,7 +27,8 @@ from typing import Protocol
 from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
 from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
 from gateway.runtime.cost_model import CostModel
-from gateway.runtime.work import Batch, Bucket, Work, gather, settled
+from gateway.runtime.layout import Layout
+from gateway.runtime.work import Batch, Bucket, Work, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
@@ -67,11 +68,12 @@ class DynamicBatcher:
         timeout: float,
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
+        layout: Layout | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once.
+        At most `max_runs` runs are on threads at once. Without a `layout` that of the runner's signature holds.
         """
         self._runner = runner
         self._executor = executor
@@ -82,10 +84,9 @@ class DynamicBatcher:
         self._on_batch = on_batch
         self._clock = clock
         self._buckets: dict[Bucket, deque[Work]] = {}
-        self._is_batchable = runner.signature.is_batchable
-        # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
-        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
-        self._input_names = [spec.name for spec in runner.signature.inputs]
+        self._layout = layout or Layout(runner.signature)
+        self._bucket_of = self._layout.bucket_of
+        self._is_batchable = self._layout.shares_runs
         self._is_scheduled = False
         self._running = 0
         """Runs that are on threads now."""
@@ -100,7 +101,8 @@ class DynamicBatcher:
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
 
-        Raises `TooManyRequests` when the queue is full, `Unavailable` when the version is being closed.
+        Raises `TooManyRequests` when the queue is full, `Unavailable` when the version is being closed,
+        `InvalidRequest` for inputs that do not fit together.
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded", retry_after=1.0)
@@ -110,9 +112,8 @@ class DynamicBatcher:
                 retry_after=self._seconds_to_drain(),
             )
         work.enqueued = self._clock()
-        if self._has_many_shapes:
-            # In the model's order: callers name their inputs in any.
-            work.bucket = work.shapes(self._input_names)
+        if self._bucket_of is not None:
+            work.bucket = self._bucket_of(work)
         try:
             queue = self._buckets[work.bucket]
         except KeyError:
@@ -225,11 +226,11 @@ class DynamicBatcher:
         started = self._clock()
         try:
             rows = _rows(works)
-            inputs = gather(works, rows)
+            inputs = self._layout.gather(works, rows)
             if inputs is None:
                 works = settled(works)
                 rows = _rows(works)
-                inputs = gather(works, rows)
+                inputs = self._layout.gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
             self._finish(works, {}, started, error)
             return
@@ -296,7 +297,7 @@ class DynamicBatcher:
     def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
         rows = _rows(works)
-        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
+        if self._is_batchable and not self._layout.has_rows(outputs, rows):
             self._is_batchable = False
             logger.warning("an output does not have one row per input row: requests run alone from now on")
             if len(works) > 1:

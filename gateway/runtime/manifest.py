@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypeAlias
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.errors import StartupError
 
@@ -25,6 +25,8 @@ SCORE_COLUMN = "prediction.score"
 """Columns of `reference.parquet` that hold the model's own answers on the reference rows."""
 TRUTH_COLUMN = "truth.label"
 """Column of `reference.parquet` with the right answers, where they are known."""
+
+Axis: TypeAlias = Annotated[int, Field(ge=0)]
 
 
 class Document(BaseModel):
@@ -42,6 +44,50 @@ class BatchingConfig(Document):
     """A request with more rows is refused with 400."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 4096
     """Rows that may wait; past it requests are refused with 429."""
+    batchable: bool = True
+    """False runs each request alone."""
+    axes: dict[str, Axis] | None = None
+    """On which axis the rows of each tensor lie. It names every output; an input that it does not name holds for all
+    rows of a run. None infers it from the graph."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """How far answers to rows that ran together may be from those to rows that ran alone, as a share of the greatest
+    value of the output: the proof at load."""
+
+    @model_validator(mode="after")
+    def _can_take_effect(self) -> Self:
+        idle = sorted(self.model_fields_set & {"axes", "max_batch_rows", "max_request_rows", "tolerance"})
+        if not self.batchable and idle:
+            raise ValueError(f"without rows (batchable = false) {', '.join(idle)} cannot take effect; leave it out")
+        return self
+
+
+class PaddedInput(Document):
+    """An input whose sequences are padded."""
+
+    axis: Axis
+    """Of the sequence."""
+    value: bool | int | float | str = 0
+    """What stands where a sequence is padded."""
+
+
+class PaddingConfig(Document):
+    """Sequences of different lengths share a run, each padded at its end to the next of `lengths`."""
+
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    """Ascending. A longer sequence is not padded."""
+    inputs: Annotated[dict[str, PaddedInput], Field(min_length=1)]
+    outputs: dict[str, Axis] = {}
+    """Outputs that are as long as the sequence, on the axis given: each is cut back to the caller's length."""
+    mask: str | None = None
+    """An input that clients do not send: 1 where the sequence is the caller's, 0 where it is padded."""
+
+    @model_validator(mode="after")
+    def _is_ascending(self) -> Self:
+        if list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"lengths are not ascending: {list(self.lengths)}")
+        if self.mask in self.inputs:
+            raise ValueError(f"{self.mask!r} is either the mask or an input that clients send")
+        return self
 
 
 class MonitoringConfig(Document):
@@ -57,7 +103,14 @@ class ModelConfig(Document):
 
     description: str = ""
     batching: BatchingConfig = BatchingConfig()
+    padding: PaddingConfig | None = None
     monitoring: MonitoringConfig = MonitoringConfig()
+
+    @model_validator(mode="after")
+    def _pads_only_for_company(self) -> Self:
+        if self.padding is not None and (not self.batching.batchable or self.batching.max_batch_rows == 1):
+            raise ValueError("padding is for requests that share a run; here each runs alone, so leave it out")
+        return self
 
 
 class Feature(Document):

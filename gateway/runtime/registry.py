@@ -13,7 +13,9 @@ from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
+from gateway.runtime.proof import choose_layout
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
@@ -34,18 +36,21 @@ class ModelVersion:
 
     key: ModelKey
     signature: Signature
+    """As clients see it."""
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
     session: OnnxSession
+    layout: Layout
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
-    is_batchable: bool = field(init=False)
+    has_simple_rows: bool = field(init=False)
+    """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
-        self.is_batchable = self.signature.is_batchable
+        self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     async def close(self) -> None:
@@ -171,8 +176,9 @@ class Loader:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
         limits = folder.config.batching
-        session, plan = self._warm_session(folder)
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+        session, layout, plan = self._warm_session(folder)
+        signature = layout.signature
+        answers = AnswerReader(manifest.prediction, signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
@@ -181,18 +187,22 @@ class Loader:
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
+            layout=layout,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(folder.key, signature, folder.config, manifest, answers, session, layout, batcher)
         return version
 
-    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
-        """A session that has run, and how it is used best."""
+    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Layout, Plan]:
+        """A session that has run, how callers share its runs, and how it is used best."""
         session = OnnxSession(folder.model_path, self.device, self.threads or 1)
-        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
+        layout = choose_layout(session.run_quietly, session.graph, folder.config, folder.key)
+        session.know_rows(layout.signature)
+        limit = folder.config.batching.max_batch_rows if layout.shares_runs else 1
         plan = plan_alone(session.warm_up, limit)
         cores = len(os.sched_getaffinity(0))
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
             wide = OnnxSession(folder.model_path, self.device, cores)
+            wide.know_rows(layout.signature)
             wide_plan = plan_alone(wide.warm_up, limit)
             apart = plan_side_by_side(session.warm_up, plan, cores)
             if apart.is_better(wide_plan):
@@ -201,4 +211,4 @@ class Loader:
                 session, plan = wide, wide_plan
         if plan.batch_rows < limit or plan.runs > 1:
             logger.info("%s: %s, of %d rows allowed", folder.key, plan, limit)
-        return session, plan
+        return session, layout, plan

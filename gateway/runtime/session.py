@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.runtime.batch_axes import Graph, GraphTensor, candidates, without_rows
 from gateway.types import Array, Signature, TensorSpec
 
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -95,10 +96,14 @@ class OnnxSession:
         self._session.disable_fallback()
         if self._session.get_providers()[0] != PROVIDERS[device]:
             raise StartupError(f"{path}: runs on {self._session.get_providers()[0]}, not on {device} as configured")
-        self.signature = Signature(
-            inputs=tuple(_spec(path, node) for node in self._session.get_inputs()),
-            outputs=tuple(_spec(path, node) for node in self._session.get_outputs()),
+        self.graph = Graph(
+            inputs=tuple(_tensor(path, node) for node in self._session.get_inputs()),
+            outputs=tuple(_tensor(path, node) for node in self._session.get_outputs()),
         )
+        # The likeliest meaning. Whoever loads the model to serve it proves it first (`proof.py`).
+        self.signature: Signature = next(iter(candidates(self.graph)), without_rows(self.graph))
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = 4
         self._output_names = [spec.name for spec in self.signature.outputs]
         self._invalid_input: tuple[type[Exception], ...] = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 
@@ -107,13 +112,27 @@ class OnnxSession:
 
         Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
         """
+        return self._run(inputs, None)
+
+    def run_quietly(self, inputs: dict[str, Array]) -> list[Array]:
+        """As `run`, for made-up values: ONNX Runtime logs nothing of what it refuses."""
+        return self._run(inputs, self._quiet)
+
+    def _run(self, inputs: dict[str, Array], options: object) -> list[Array]:
         try:
-            outputs: Sequence[Array] = self._session.run(self._output_names, inputs)
+            outputs: Sequence[Array] = self._session.run(self._output_names, inputs, options)
         except self._invalid_input as error:
             raise InvalidRequest(f"the model refuses these values: {_first_line(error)}") from error
         except Exception as error:  # as above
             raise InferenceFailed(f"the model failed: {_first_line(error)}") from error
         return [np.asarray(output) for output in outputs]
+
+    def know_rows(self, signature: Signature) -> None:
+        """Of what the graph may mean, this is what was proved; inputs that clients do not see stay as they were."""
+        proved = {spec.name: spec for spec in signature.inputs}
+        self.signature = Signature(
+            tuple(proved.get(spec.name, spec) for spec in self.signature.inputs), signature.outputs
+        )
 
     def close(self) -> None:
         """Free the model's memory at once. Nothing may run afterwards."""
@@ -134,17 +153,19 @@ class OnnxSession:
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:
-    """`rows` on a variable first axis, 1 on the other variable ones."""
-    shape = tuple((rows if axis == 0 else 1) if extent == -1 else extent for axis, extent in enumerate(spec.shape))
+    """`rows` on the axis of the rows if it is variable, 1 on the other variable ones."""
+    shape = tuple(
+        (rows if axis == spec.axis else 1) if extent == -1 else extent for axis, extent in enumerate(spec.shape)
+    )
     return np.full(shape, "" if spec.datatype == BYTES else 0, NUMPY_DTYPES[spec.datatype])
 
 
-def _spec(path: Path, node: object) -> TensorSpec:
+def _tensor(path: Path, node: object) -> GraphTensor:
     name, onnx_type, shape = node.name, node.type, node.shape  # type: ignore[attr-defined]
     if onnx_type not in DATATYPE_OF_ONNX:
         raise StartupError(f"{path}: {name!r} is a {onnx_type}; no tensor of the protocol becomes one")
-    extents = tuple(extent if isinstance(extent, int) and extent >= 0 else -1 for extent in shape)
-    return TensorSpec(name, DATATYPE_OF_ONNX[onnx_type], extents)
+    dimensions = tuple(None if isinstance(extent, int) and extent < 0 else extent for extent in shape)
+    return GraphTensor(name, DATATYPE_OF_ONNX[onnx_type], dimensions)
 
 
 def _first_line(error: Exception) -> str:
