@@ -145,18 +145,17 @@ def v1_response(version: ModelVersion) -> Schema:
 
 
 def v1_examples(version: ModelVersion) -> dict[str, JsonObject]:
-    """One row as an instance, and as columns."""
+    """One row as an instance, where there are rows, and as columns."""
     columns: JsonObject = {}
     for spec in version.signature.inputs:
         shape, data = example_row(version, spec)
         columns[spec.name] = np.array(data, dtype=object).reshape(shape).tolist()
-    if len(columns) == 1:
-        (column,) = columns.values()
-        forms = {"instances": column, "inputs": column}
-    else:
+    inputs: Any = next(iter(columns.values())) if len(columns) == 1 else columns
+    examples = {"inputs": {"inputs": inputs}}
+    if _has_rows(version):
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        forms = {"instances": rows, "inputs": columns}
-    return {form: {form: value} for form, value in forms.items() if form == "inputs" or _has_rows(version)}
+        examples = {"instances": {"instances": inputs if len(columns) == 1 else rows}, **examples}
+    return examples
 
 
 V2 = Protocol("v2", v2_request, v2_response, v2_examples, has_binary=True)

@@ -20,7 +20,7 @@ from gateway.errors import GatewayError, InferenceFailed, InvalidRequest, Startu
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.runtime.batch_axes import Graph, candidates, stated, without_rows
 from gateway.runtime.layout import Layout
-from gateway.runtime.manifest import ModelConfig
+from gateway.runtime.manifest import MODEL_CONFIG_FILE, ModelConfig
 from gateway.runtime.padding import with_padding
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, ModelKey, Signature, TensorSpec, string_array
@@ -79,7 +79,10 @@ def choose_layout(run: Run, graph: Graph, config: ModelConfig, key: ModelKey) ->
 
     Raises `StartupError` for a configuration that the graph contradicts.
     """
-    layouts = _layouts(graph, config)
+    try:
+        layouts = _layouts(graph, config)
+    except StartupError as error:
+        raise StartupError(f"{MODEL_CONFIG_FILE}: {error}") from error
     batching = config.batching
     if not layouts or not batching.batchable:
         return Layout(without_rows(graph))
@@ -260,15 +263,17 @@ def _layouts(graph: Graph, config: ModelConfig) -> list[Layout]:
     signatures = candidates(graph) if axes is None else [stated(graph, axes)]
     if config.padding is None:
         return [Layout(signature) for signature in signatures]
-    layouts, error = [], StartupError("padding: the model has no rows, so no two requests could share a run")
+    layouts, contradictions = [], []
     for signature in signatures:
         try:
             padding, seen = with_padding(config.padding, signature)
             layouts.append(Layout(seen, padding))
-        except StartupError as contradiction:
-            error = contradiction
+        except StartupError as error:
+            contradictions.append(error)
+    if not signatures:
+        raise StartupError("padding: the model has no rows, so no two requests could share a run")
     if not layouts:
-        raise error
+        raise contradictions[0]
     return layouts
 
 

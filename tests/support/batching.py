@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.layout import Layout
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
@@ -96,6 +97,7 @@ def batcher(
     clock: Callable[[], float] = time.monotonic,
     max_runs: int = 1,
     on_threads: bool = True,
+    layout: Layout | None = None,
 ) -> DynamicBatcher:
     """A batcher with limits that suit a test.
 
@@ -109,6 +111,7 @@ def batcher(
         timeout=timeout,
         on_batch=on_batch,
         max_runs=max_runs,
+        layout=layout,
         clock=clock,
     )
     if on_threads:
