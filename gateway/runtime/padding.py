@@ -45,7 +45,7 @@ class Padding:
     def __init__(
         self, lengths: tuple[int, ...], inputs: list[Sequence], outputs: Mapping[str, int], mask: Sequence | None
     ) -> None:
-        """Without `lengths` nothing is padded, and the mask is all ones."""
+        """Without `lengths` nothing is padded, and the mask is all ones. `outputs` are cut back on the axis given."""
         self.lengths = lengths
         self._inputs = inputs
         self._outputs = outputs
@@ -54,8 +54,8 @@ class Padding:
         """Input and axis of each sequence that clients send."""
 
     def masking_only(self) -> Padding:
-        """The same without lengths."""
-        return Padding((), self._inputs, self._outputs, self._mask)
+        """Nothing is padded or cut back."""
+        return Padding((), self._inputs, {}, self._mask)
 
     def length_of(self, work: Work) -> int:
         """Of a caller's sequences. Raises `InvalidRequest` if they differ."""

@@ -127,7 +127,7 @@ def test_a_rate_is_that_of_its_own_caller(doors: Doors) -> None:
 
 
 def test_strings_with_one_for_all_rows(port: int) -> None:
-    inputs = {"text": np.array([["a", "b"], ["ä", ""]], object), "mark": np.array([["!"]], object)}
+    inputs: dict[str, Array] = {"text": np.array([["a", "b"], ["ä", ""]], object), "mark": np.array([["!"]], object)}
     document = ask(port, "/v2/models/marked/infer", body(inputs)).json()
     assert arrays(document)["y"].tolist() == [["a", "b", "!"], ["ä", "", "!"]]
 
@@ -143,7 +143,7 @@ def test_padded_sequences_come_back_as_long_as_they_were(doors: Doors) -> None:
 def test_a_mask_that_the_gateway_makes_is_no_input_of_the_model(port: int) -> None:
     document = ask(port, "/v2/models/encoder").json()
     assert [described["name"] for described in document["inputs"]] == ["tokens"]
-    inputs = {"tokens": np.ones((1, 2), np.int64), "mask": np.ones((1, 2), np.float32)}
+    inputs: dict[str, Array] = {"tokens": np.ones((1, 2), np.int64), "mask": np.ones((1, 2), np.float32)}
     response = ask(port, "/v2/models/encoder/infer", body(inputs))
     assert (response.status_code, response.json()["error"]) == (400, "unknown input 'mask'; the model's inputs: tokens")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 from gateway.errors import InvalidRequest
 from gateway.protocol.signature import check_request
@@ -105,6 +106,12 @@ KINDS = {
     "sequences that padding changes": Kind(
         strange_models.encoder(heeds_mask=False), tokens, toml=strange_models.PADDED_ENCODER
     ),
+    "an output that is not as long as was said": Kind(
+        strange_models.twice(),
+        lambda random, rows, length: {"x": floats(random, rows, length)},
+        toml="[padding]\nlengths = [4, 8]\ninputs = { x = { axis = 1 } }\noutputs = { y = 1 }\n",
+    ),
+    "a scale taken from all rows": Kind(strange_models.dynamically_quantized(), matrix, is_shared=False),
     "answers that depend on the company": Kind(strange_models.centred(), matrix, is_shared=False),
     "answers of pairs of rows": Kind(strange_models.products(), matrix, is_shared=False),
     "outputs without rows": Kind(onnx_models.total(), matrix, is_shared=False),
@@ -249,7 +256,7 @@ def test_callers_with_another_value_for_all_rows_run_apart(
 def test_sequences_of_one_caller_that_differ_in_length_are_refused_naming_both(tmp_path: Path) -> None:
     shape = ["batch", "sequence"]
     inputs = [onnx_models.value(name, "INT64", shape) for name in ("left", "right")]
-    node = onnx_models.helper.make_node("Add", ["left", "right"], ["y"])
+    node = helper.make_node("Add", ["left", "right"], ["y"])
     (tmp_path / "m.onnx").write_bytes(onnx_models.model([node], inputs, [onnx_models.value("y", "INT64", shape)]))
     session = OnnxSession(tmp_path / "m.onnx", "cpu")
     padding = {"lengths": [4], "inputs": {"left": {"axis": 1}, "right": {"axis": 1}}, "outputs": {"y": 1}}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from gateway.errors import InferenceFailed, StartupError
 from gateway.runtime import proof
@@ -250,8 +251,8 @@ def test_padding_that_does_not_fit_the_tensors_is_refused_by_name(
     mask: Any, tokens: dict[str, Any], message: str, choose: Choose, tmp_path: Path
 ) -> None:
     nodes = [
-        onnx_models.helper.make_node("Identity", ["tokens"], ["y"]),
-        onnx_models.helper.make_node("Identity", ["mask"], ["z"]),
+        helper.make_node("Identity", ["tokens"], ["y"]),
+        helper.make_node("Identity", ["mask"], ["z"]),
     ]
     shape = ["batch", "sequence"]
     inputs = [onnx_models.value("tokens", "INT64", shape), onnx_models.value("mask", "FP32", mask)]

@@ -78,6 +78,22 @@ def centred() -> bytes:
     return model(nodes, [value("x", "FP32", shape)], [value("y", "FP32", shape)], [axis])
 
 
+def twice() -> bytes:
+    """Each row twice, one behind the other: FP32 [rows, length] to [rows, 2 length]."""
+    node = helper.make_node("Concat", ["x", "x"], ["y"], axis=1)
+    return model([node], [value("x", "FP32", ["N", "length"])], [value("y", "FP32", ["N", "longer"])])
+
+
+def dynamically_quantized() -> bytes:
+    """The input in steps of a 255th of the range that all rows together have."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["quantized", "scale", "zero"]),
+        helper.make_node("DequantizeLinear", ["quantized", "scale", "zero"], ["y"]),
+    ]
+    shape: Extents = ["N", 2]
+    return model(nodes, [value("x", "FP32", shape)], [value("y", "FP32", shape)])
+
+
 def products() -> bytes:
     """`y = x x'`, FP32 [rows, 2] to [rows, rows]: as many rows as there should be, but none for itself."""
     nodes = [
