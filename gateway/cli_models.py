@@ -46,11 +46,11 @@ def tune(
     trial = Trial(folder, choose_device(settings.device), settings.threads)
     batching = folder.config.batching
     sizes = tuning_report.sizes_to_measure(batching)
-    samples = trial.measured(sizes if trial.signature.is_batchable else (1,), budget=seconds, rounds=MAX_ROUNDS)
+    samples = trial.measured(sizes if trial.layout.shares_runs else (1,), budget=seconds, rounds=MAX_ROUNDS)
     if not samples:
         raise StartupError(f"{folder.key} refuses rows of zeros, so there is nothing to measure it with")
     path = learned_file(settings.data_dir / LEARNED_FOLDER, folder.key)
-    learned = read_learned(path, trial.circumstances, trial.layouts)
+    learned = read_learned(path, trial.circumstances, trial.core_uses)
     report = tuning_report.report(folder.key, batching, trial.policy, samples, learned)
     tables.stdout_console().print(report)
 

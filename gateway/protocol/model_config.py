@@ -31,8 +31,11 @@ class QueueLimits(NamedTuple):
 
 
 def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, gpu: int | None) -> JsonObject:
-    """The configuration; dims are without the row axis where `max_batch_size` is above 0. No `gpu` is the CPU."""
-    is_batchable = signature.is_batchable
+    """The configuration; dims are without the row axis where `max_batch_size` is above 0. No `gpu` is the CPU.
+
+    Triton knows no rows but those on axis 0: for a model with others it is 0, as for one without.
+    """
+    is_batchable = signature.has_rows_first
     config: JsonObject = {
         "name": name,
         "platform": PLATFORM,

@@ -24,10 +24,11 @@ from typing import NamedTuple, Protocol
 from gateway.errors import GatewayError, InferenceFailed, Unavailable
 from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
+from gateway.runtime.layout import Layout
 from gateway.runtime.queue import ALONE, WorkQueue
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.tuner import ShapeTuner, Tuner
-from gateway.runtime.work import Batch, Bucket, Work, gather, settled
+from gateway.runtime.work import Batch, Bucket, Work, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class DynamicBatcher:
         max_runs: int = 1,
         threads: int = 1,
         max_delay: float = 0.0,
+        layout: Layout | None = None,
         clock: Callable[[], float] = time.monotonic,
         run_clock: Callable[[], float] = time.thread_time,
     ) -> None:
@@ -82,7 +84,8 @@ class DynamicBatcher:
 
         `tuner` says how many rows a run may have, and learns from it. At most `max_runs` runs are on threads at once,
         each with `threads` of the scheduler's budget. Where no run has its rows together, requests wait up to
-        `max_delay` seconds for others. `run_clock` is read before and after a run to tell what it costs.
+        `max_delay` seconds for others. Without a `layout` that of the runner's signature holds. `run_clock` is read
+        before and after a run to tell what it costs.
         """
         self._runner = runner
         self._executor = executor
@@ -97,12 +100,9 @@ class DynamicBatcher:
         self._clock = clock
         self._run_clock = run_clock
         self.queue = WorkQueue(max_rows=max_queue_rows, timeout=timeout, clock=clock)
-        self._is_batchable = runner.signature.is_batchable
-        # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
-        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
-        self._input_names = [spec.name for spec in runner.signature.inputs]
-        self._shape_length = len(self._input_names) if self._has_many_shapes else 0
-        """Of a bucket: what follows keeps a single work apart and says nothing about its shape."""
+        self._layout = layout or Layout(runner.signature)
+        self._bucket_of = self._layout.bucket_of
+        self._is_batchable = self._layout.shares_runs
         self._is_scheduled = False
         """Waits for its turn, or for threads."""
         self._running = 0
@@ -119,14 +119,13 @@ class DynamicBatcher:
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
 
-        Raises `TooManyRequests` when the queue is full, `DeadlineUnreachable` when the answer would come too late, and
-        `Unavailable` when the version is being closed.
+        Raises `TooManyRequests` when the queue is full, `DeadlineUnreachable` when the answer would come too late,
+        `Unavailable` when the version is being closed, `InvalidRequest` for inputs that do not fit together.
         """
         if self._is_closed:
             raise Unavailable("the model is being unloaded", retry_after=1.0)
-        if self._has_many_shapes:
-            # In the model's order: callers name their inputs in any.
-            work.bucket = work.shapes(self._input_names)
+        if self._bucket_of is not None:
+            work.bucket = self._bucket_of(work)
         self.queue.put(work)
         if not self._is_scheduled:
             self._schedule()
@@ -185,7 +184,7 @@ class DynamicBatcher:
             if bucket is None:
                 self._go_on()
             return True
-        shape = self._tuner.of(bucket[: self._shape_length])
+        shape = self._tuner.of(self._layout.shapes_of(bucket))
         most = shape.rows if self._is_batchable else ALONE
         is_short = self._is_short(shape.cost, self.queue.rows_of_batch(bucket, most))
         if not is_short and not has_threads:
@@ -212,11 +211,11 @@ class DynamicBatcher:
     def _start(self, works: list[Work], cost: CostModel, started: float, is_short: bool) -> None:
         try:
             rows = _rows(works)
-            inputs = gather(works, rows)
+            inputs = self._layout.gather(works, rows)
             if inputs is None:
                 works = settled(works)
                 rows = _rows(works)
-                inputs = gather(works, rows)
+                inputs = self._layout.gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
             self._finish(works, {}, started, error)
             return
@@ -303,7 +302,7 @@ class DynamicBatcher:
     def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
         rows = _rows(works)
-        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
+        if self._is_batchable and not self._layout.has_rows(outputs, rows):
             self._is_batchable = False
             logger.warning("an output does not have one row per input row: requests run alone from now on")
             if len(works) > 1:

@@ -26,6 +26,8 @@ SCORE_COLUMN = "prediction.score"
 TRUTH_COLUMN = "truth.label"
 """Column of `reference.parquet` with the right answers, where they are known."""
 
+Axis: TypeAlias = Annotated[int, Field(ge=0)]
+
 
 class Document(BaseModel):
     """Unknown keys are refused: an option that cannot take effect is a mistake."""
@@ -38,6 +40,12 @@ Milliseconds: TypeAlias = Annotated[float, Field(allow_inf_nan=False)]
 
 LEARNED_ROWS_LIMIT = 256
 """Rows in a run at most where `max_batch_rows` does not say: past them a run saves the gateway next to nothing."""
+
+
+OF_SHARED_RUNS = frozenset(
+    ("axes", "max_batch_rows", "max_delay_ms", "max_request_rows", "preferred_batch_rows", "slo_ms", "tolerance")
+)
+"""What `[batching]` says of them alone."""
 
 
 class BatchingConfig(Document):
@@ -59,6 +67,14 @@ class BatchingConfig(Document):
     """A request with more rows is refused with 400."""
     max_queue_rows: Annotated[int, Field(ge=1)] = 4096
     """Rows that may wait; past it requests are refused with 429."""
+    batchable: bool = True
+    """False runs each request alone."""
+    axes: dict[str, Axis] | None = None
+    """On which axis the rows of each tensor lie. It names every output; an input that it does not name holds for all
+    rows of a run. None infers it from the graph."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 1e-3
+    """How far answers to rows that ran together may be from those to rows that ran alone, as a share of the greatest
+    value of the output: the proof at load."""
 
     @property
     def fixed_rows(self) -> tuple[int, ...] | None:
@@ -74,6 +90,9 @@ class BatchingConfig(Document):
 
     @model_validator(mode="after")
     def _can_take_effect(self) -> Self:
+        idle = sorted(self.model_fields_set & OF_SHARED_RUNS)
+        if not self.batchable and idle:
+            raise ValueError(f"without rows (batchable = false) {', '.join(idle)} cannot take effect; leave it out")
         fixed = self.fixed_rows or ()
         if self.preferred_batch_rows is not None and self.max_batch_rows is not None:
             raise ValueError("preferred_batch_rows ends with the most rows of a run; leave max_batch_rows out")
@@ -87,6 +106,35 @@ class BatchingConfig(Document):
             raise ValueError(f"slo_ms {self.slo_ms:g} cannot be kept after a delay of {self.max_delay_ms:g} ms")
         if self.max_delay_ms and self.rows_limit == 1:
             raise ValueError("max_delay_ms waits for more rows, and a run has one; leave it out")
+        return self
+
+
+class PaddedInput(Document):
+    """An input whose sequences are padded."""
+
+    axis: Axis
+    """Of the sequence."""
+    value: bool | int | float | str = 0
+    """What stands where a sequence is padded."""
+
+
+class PaddingConfig(Document):
+    """Sequences of different lengths share a run, each padded at its end to the next of `lengths`."""
+
+    lengths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+    """Ascending. A longer sequence is not padded."""
+    inputs: Annotated[dict[str, PaddedInput], Field(min_length=1)]
+    outputs: dict[str, Axis] = {}
+    """Outputs that are as long as the sequence, on the axis given: each is cut back to the caller's length."""
+    mask: str | None = None
+    """An input that clients do not send: 1 where the sequence is the caller's, 0 where it is padded."""
+
+    @model_validator(mode="after")
+    def _is_ascending(self) -> Self:
+        if list(self.lengths) != sorted(set(self.lengths)):
+            raise ValueError(f"lengths are not ascending: {list(self.lengths)}")
+        if self.mask in self.inputs:
+            raise ValueError(f"{self.mask!r} is either the mask or an input that clients send")
         return self
 
 
@@ -132,8 +180,15 @@ class ModelConfig(Document):
 
     description: str = ""
     batching: BatchingConfig = BatchingConfig()
+    padding: PaddingConfig | None = None
     monitoring: MonitoringConfig = MonitoringConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _pads_only_for_company(self) -> Self:
+        if self.padding is not None and (not self.batching.batchable or self.batching.max_batch_rows == 1):
+            raise ValueError("padding is for requests that share a run; here each runs alone, so leave it out")
+        return self
 
 
 class Feature(Document):

@@ -14,6 +14,7 @@ from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.cuda import CudaOptions
+from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.scheduler import Scheduler
@@ -32,19 +33,22 @@ class ModelVersion:
 
     key: ModelKey
     signature: Signature
+    """As clients see it."""
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
     session: OnnxSession
     warm: WarmModel
+    layout: Layout
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
-    is_batchable: bool = field(init=False)
+    has_simple_rows: bool = field(init=False)
+    """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
-        self.is_batchable = self.signature.is_batchable
+        self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     async def close(self) -> None:
@@ -177,20 +181,23 @@ class Loader:
         warm = warm_model(
             *(folder, self.device, self.threads, self.learned), cores=self.scheduler.budget, cuda=self.cuda
         )
-        session = warm.session
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+        session, layout = warm.session, warm.layout
+        answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
             self.scheduler,
             tuner=warm.tuner,
-            max_runs=warm.layout.runs,
-            threads=warm.layout.threads,
+            max_runs=warm.core_use.runs,
+            threads=warm.core_use.threads,
             max_delay=limits.max_delay_ms / 1e3,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
             run_clock=session.clock,
+            layout=layout,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, warm, batcher)
+        version = ModelVersion(
+            *(folder.key, layout.signature, folder.config, manifest, answers, session, warm, layout, batcher)
+        )
         return version

@@ -15,6 +15,7 @@ import numpy as np
 
 from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.runtime.batch_axes import Graph, GraphTensor, candidates, without_rows
 from gateway.runtime.cuda import CUDA_PROVIDER, CudaOptions, GraphRunner
 from gateway.runtime.execution import CPU_PROVIDER, Provider, choose_providers, choose_runner
 from gateway.runtime.manifest import ModelConfig
@@ -104,7 +105,10 @@ class OnnxSession:
             read = partial(_read_signature, ort, path)
             providers = choose_providers(ort, path, device, config, cuda, read)
         self._session = _load(ort, path, options, providers, config.runtime.asked)
-        self.signature = _signature(path, self._session)
+        self.graph = _graph(path, self._session)
+        self.signature = _likeliest(self.graph)
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = 4
         self.clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.thread_time
         """Seconds, read before and after a run to tell what it costs. The thread's CPU time leaves out the wait for the
         interpreter, but says nothing of a GPU's."""
@@ -118,15 +122,29 @@ class OnnxSession:
 
         Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
         """
+        return self._run(inputs, None)
+
+    def run_quietly(self, inputs: dict[str, Array]) -> list[Array]:
+        """As `run`, for made-up values: ONNX Runtime logs nothing of what it refuses."""
+        return self._run(inputs, self._quiet)
+
+    def _run(self, inputs: dict[str, Array], options: object) -> list[Array]:
         try:
             outputs: Sequence[Array] = (
-                self._session.run(self._output_names, inputs) if self.bound is None else self.bound.run(inputs)
+                self._session.run(self._output_names, inputs, options) if self.bound is None else self.bound.run(inputs)
             )
         except self._invalid_input as error:
             raise InvalidRequest(f"the model refuses these values: {_first_line(error)}") from error
         except Exception as error:  # as above
             raise InferenceFailed(f"the model failed: {_first_line(error)}") from error
         return [np.asarray(output) for output in outputs]
+
+    def know_rows(self, signature: Signature) -> None:
+        """Of what the graph may mean, this is what was proved; inputs that clients do not see stay as they were."""
+        proved = {spec.name: spec for spec in signature.inputs}
+        self.signature = Signature(
+            tuple(proved.get(spec.name, spec) for spec in self.signature.inputs), signature.outputs
+        )
 
     def close(self) -> None:
         """Free the model's memory at once. Nothing may run afterwards."""
@@ -169,14 +187,19 @@ def _read_signature(ort: ModuleType, path: Path) -> Signature:
     """The signature of a model that is yet to be loaded to run."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _signature(path, _load(ort, path, options, [(CPU_PROVIDER, {})]))
+    return _likeliest(_graph(path, _load(ort, path, options, [(CPU_PROVIDER, {})])))
 
 
-def _signature(path: Path, session: Any) -> Signature:
-    return Signature(
-        inputs=tuple(_spec(path, node) for node in session.get_inputs()),
-        outputs=tuple(_spec(path, node) for node in session.get_outputs()),
+def _graph(path: Path, session: Any) -> Graph:
+    return Graph(
+        inputs=tuple(_tensor(path, node) for node in session.get_inputs()),
+        outputs=tuple(_tensor(path, node) for node in session.get_outputs()),
     )
+
+
+def _likeliest(graph: Graph) -> Signature:
+    """What it most likely means. Whoever loads the model to serve it proves it first (`proof.py`)."""
+    return next(iter(candidates(graph)), without_rows(graph))
 
 
 @contextmanager
@@ -189,17 +212,19 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:
-    """`rows` on a variable first axis, 1 on the other variable ones."""
-    shape = tuple((rows if axis == 0 else 1) if extent == -1 else extent for axis, extent in enumerate(spec.shape))
+    """`rows` on the axis of the rows if it is variable, 1 on the other variable ones."""
+    shape = tuple(
+        (rows if axis == spec.axis else 1) if extent == -1 else extent for axis, extent in enumerate(spec.shape)
+    )
     return np.full(shape, "" if spec.datatype == BYTES else 0, NUMPY_DTYPES[spec.datatype])
 
 
-def _spec(path: Path, node: object) -> TensorSpec:
+def _tensor(path: Path, node: object) -> GraphTensor:
     name, onnx_type, shape = node.name, node.type, node.shape  # type: ignore[attr-defined]
     if onnx_type not in DATATYPE_OF_ONNX:
         raise StartupError(f"{path}: {name!r} is a {onnx_type}; no tensor of the protocol becomes one")
-    extents = tuple(extent if isinstance(extent, int) and extent >= 0 else -1 for extent in shape)
-    return TensorSpec(name, DATATYPE_OF_ONNX[onnx_type], extents)
+    dimensions = tuple(None if isinstance(extent, int) and extent < 0 else extent for extent in shape)
+    return GraphTensor(name, DATATYPE_OF_ONNX[onnx_type], dimensions)
 
 
 def _first_line(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from gateway.runtime.choice import WORTHWHILE, Point, choose
 from gateway.runtime.cost_model import CostModel
-from gateway.runtime.work import Bucket
+from gateway.runtime.work import Shapes
 
 MAX_SHAPES = 64
 """Shapes of rows that are told apart; of more, the one that was run least recently is forgotten."""
@@ -110,7 +110,7 @@ class Tuner:
     def __init__(self, policy: BatchPolicy) -> None:
         self.policy = policy
         # Never empty: `()` is the only shape of a model with fixed rows, and of another what is known before traffic.
-        self.shapes: OrderedDict[Bucket, ShapeTuner] = OrderedDict({(): ShapeTuner(policy)})
+        self.shapes: OrderedDict[Shapes, ShapeTuner] = OrderedDict({(): ShapeTuner(policy)})
         """The one that was run last stands last."""
 
     @property
@@ -118,7 +118,7 @@ class Tuner:
         """That of the shape that was run last."""
         return self.shapes[next(reversed(self.shapes))]
 
-    def of(self, bucket: Bucket) -> ShapeTuner:
+    def of(self, bucket: Shapes) -> ShapeTuner:
         """What is known of a shape; a new one is thought to be like the last until it was run itself."""
         found = self.shapes.get(bucket)
         if found is None:
@@ -126,7 +126,7 @@ class Tuner:
         self.shapes.move_to_end(bucket)
         return found
 
-    def add(self, bucket: Bucket, shape: ShapeTuner) -> ShapeTuner:
+    def add(self, bucket: Shapes, shape: ShapeTuner) -> ShapeTuner:
         """Know one more shape, and forget the least recent of too many."""
         self.shapes[bucket] = shape
         self.shapes.move_to_end(bucket)

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from gateway.errors import StartupError
 from gateway.protocol.datatypes import NUMPY_DTYPES
+from gateway.runtime.batch_axes import candidates
 from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import CudaOptions
+from gateway.runtime.layout import Layout
 from gateway.runtime.learned import Circumstances, LearnedState, learned_file, read_learned, remember
 from gateway.runtime.manifest import BatchingConfig, sha256_of
+from gateway.runtime.proof import choose_layout
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession, import_onnxruntime
 from gateway.runtime.tuner import BatchPolicy, Tuner
@@ -23,10 +26,10 @@ from gateway.runtime.tuning import (
     BUDGET_SECONDS,
     PARALLEL_SECONDS,
     ROUNDS,
-    Layout,
+    CoreUse,
     Samples,
-    best_layout,
-    layouts,
+    best_core_use,
+    core_uses,
     measure,
     points,
     powers_of_two,
@@ -44,16 +47,17 @@ TRIAL_BYTES = 32 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class WarmModel:
-    """A session that has run, how the cores are used for it, and what is known about its runs."""
+    """A session that has run, how callers share its runs, how these use the cores, and what is known of them."""
 
     session: OnnxSession
     layout: Layout
+    core_use: CoreUse
     tuner: Tuner
     circumstances: Circumstances
 
     def state(self) -> LearnedState:
         """What was learned up to now, for the next start."""
-        return remember(self.circumstances, self.layout, self.tuner)
+        return remember(self.circumstances, self.core_use, self.tuner)
 
 
 class Trial:
@@ -77,12 +81,14 @@ class Trial:
         cores = usable_cores() if cores is None else cores
         batching = folder.config.batching
         _refuse_on_device(self._path, batching, device, cores)
-        self.layouts = _layouts(batching, device, threads, cores)
+        self.core_uses = _core_uses(batching, device, threads, cores)
         self._sessions: dict[int, OnnxSession] = {}
-        self.signature = self.session(self.layouts[0].threads).signature
-        if not self.signature.is_batchable:
+        first = self._sessions[self.core_uses[0].threads] = self._open(self.core_uses[0].threads)
+        if not candidates(first.graph):
             _refuse_batching(self._path, batching)
-        self.policy = policy_of(batching, is_batchable=self.signature.is_batchable)
+        self.layout = choose_layout(first.run_quietly, first.graph, folder.config, folder.key)
+        first.know_rows(self.layout.signature)
+        self.policy = policy_of(batching, shares_runs=self.layout.shares_runs)
         self.circumstances = Circumstances(
             sha256=sha256_of(self._path),
             device=device,
@@ -94,16 +100,17 @@ class Trial:
         """A session with as many threads; the same one each time."""
         if threads not in self._sessions:
             self._sessions[threads] = self._open(threads)
+            self._sessions[threads].know_rows(self.layout.signature)
         return self._sessions[threads]
 
     def measured(
         self, sizes: tuple[int, ...], *, budget: float = BUDGET_SECONDS, rounds: int = ROUNDS
-    ) -> dict[Layout, Samples]:
-        """Samples of the layouts that deserve it, for ascending numbers of rows; empty if the model refuses zeros."""
-        sizes = _affordable(sizes, self.signature)
-        one = Layout(1, 1)
-        if one not in self.layouts or len(self.layouts) == 1:
-            return self._measure(self.layouts, sizes, budget, rounds)
+    ) -> dict[CoreUse, Samples]:
+        """Samples of the core_uses that deserve it, for ascending numbers of rows; empty if the model refuses zeros."""
+        sizes = _affordable(sizes, self.session(self.core_uses[0].threads).signature)
+        one = CoreUse(1, 1)
+        if one not in self.core_uses or len(self.core_uses) == 1:
+            return self._measure(self.core_uses, sizes, budget, rounds)
         # Enough for a model that is fast; what is found out about another is that it is not.
         samples = self._measure((one,), sizes, budget / 4, rounds)
         if not samples:
@@ -111,7 +118,7 @@ class Trial:
         tuner = self.tuner(samples[one])
         if tuner.last.point(tuner.last.rows).seconds <= PARALLEL_SECONDS:
             return samples
-        return self._measure(self.layouts[1:], sizes, budget, rounds)
+        return self._measure(self.core_uses[1:], sizes, budget, rounds)
 
     def tuner(self, samples: Samples | None = None) -> Tuner:
         """One that knows what was measured."""
@@ -121,21 +128,21 @@ class Trial:
         tuner.last.choose()
         return tuner
 
-    def keep(self, layout: Layout, tuner: Tuner) -> WarmModel:
+    def keep(self, core_use: CoreUse, tuner: Tuner) -> WarmModel:
         """The model as it is going to be run; the other sessions are closed."""
-        session = self.session(layout.threads)
+        session = self.session(core_use.threads)
         for other in self._sessions.values():
             if other is not session:
                 other.close()
-        return WarmModel(session, layout, tuner, self.circumstances)
+        return WarmModel(session, self.layout, core_use, tuner, self.circumstances)
 
     def _measure(
-        self, candidates: tuple[Layout, ...], sizes: tuple[int, ...], budget: float, rounds: int
-    ) -> dict[Layout, Samples]:
-        with ThreadPoolExecutor(max(layout.runs for layout in candidates)) as workers:
+        self, candidates: tuple[CoreUse, ...], sizes: tuple[int, ...], budget: float, rounds: int
+    ) -> dict[CoreUse, Samples]:
+        with ThreadPoolExecutor(max(core_use.runs for core_use in candidates)) as workers:
             runs = {
-                layout: side_by_side(self.session(layout.threads).warm_up, layout.runs, workers)
-                for layout in candidates
+                core_use: side_by_side(self.session(core_use.threads).warm_up, core_use.runs, workers)
+                for core_use in candidates
             }
             return measure(runs, sizes, budget, rounds)
 
@@ -156,25 +163,25 @@ def warm_model(
     trial = Trial(folder, device, threads, cores=cores, cuda=cuda)
     state = None
     if learned is not None:
-        state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.layouts)
+        state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.core_uses)
     if state is not None:
         tuner = trial.tuner()
         state.restore(tuner)
-        layout = state.layout
-        trial.session(layout.threads).warm_up()
+        core_use = state.core_use
+        trial.session(core_use.threads).warm_up()
     else:
         samples = trial.measured(trial.policy.sizes)
-        layout = best_layout(samples, trial.policy.slo) if samples else trial.layouts[0]
-        tuner = trial.tuner(samples.get(layout))
-    report(folder, tuner, layout)
-    return trial.keep(layout, tuner)
+        core_use = best_core_use(samples, trial.policy.slo) if samples else trial.core_uses[0]
+        tuner = trial.tuner(samples.get(core_use))
+    report(folder, tuner, core_use)
+    return trial.keep(core_use, tuner)
 
 
-def report(folder: VersionFolder, tuner: Tuner, layout: Layout) -> None:
+def report(folder: VersionFolder, tuner: Tuner, core_use: CoreUse) -> None:
     """What was chosen, in the log; a warning where the target is out of reach."""
     shape, slo = tuner.last, tuner.policy.slo
     point = shape.point(shape.rows)
-    logger.info("%s: %s, up to %d rows in a run", folder.key, layout, shape.rows)
+    logger.info("%s: %s, up to %d rows in a run", folder.key, core_use, shape.rows)
     if slo is not None and math.isfinite(point.latency) and point.latency > slo:
         logger.warning(
             "%s: slo_ms cannot be kept: %.1f ms is what a request may wait for, with the %d rows that are the fastest",
@@ -182,21 +189,21 @@ def report(folder: VersionFolder, tuner: Tuner, layout: Layout) -> None:
         )
 
 
-def policy_of(batching: BatchingConfig, *, is_batchable: bool) -> BatchPolicy:
+def policy_of(batching: BatchingConfig, *, shares_runs: bool) -> BatchPolicy:
     """What `model.toml` asks of the tuner."""
-    if not is_batchable:
+    if not shares_runs:
         return BatchPolicy((1,))
     slo = None if batching.slo_ms is None else (batching.slo_ms - batching.max_delay_ms) / 1e3
     sizes = batching.fixed_rows or powers_of_two(batching.rows_limit)
     return BatchPolicy(sizes, slo, is_preferred=batching.preferred_batch_rows is not None)
 
 
-def _layouts(batching: BatchingConfig, device: Device, threads: int, cores: int) -> tuple[Layout, ...]:
+def _core_uses(batching: BatchingConfig, device: Device, threads: int, cores: int) -> tuple[CoreUse, ...]:
     """`model.toml` comes before the gateway's setting, which means one run at a time where it says anything."""
     instances = batching.instances
     if batching.threads is None and (threads or device == "cuda"):
-        return layouts(instances or 1, threads or 1, cores)
-    return layouts(instances, batching.threads, cores)
+        return core_uses(instances or 1, threads or 1, cores)
+    return core_uses(instances, batching.threads, cores)
 
 
 def _refuse_on_device(path: Path, batching: BatchingConfig, device: Device, cores: int) -> None:

@@ -96,7 +96,7 @@ class DataPlane:
         """Admit a call that knows its inputs; it is answered or failed once, later. Raises as `submit` does."""
         choice = self.choose(request, headers)
         version = choice.version
-        if request.fits is not version.signature or not version.is_batchable:
+        if request.fits is not version.signature or not version.has_simple_rows:
             # The decoder knew another version's signature, or none: the one that proves the fit takes no parameters.
             self.admit_to(choice, call, request)
             return
@@ -163,8 +163,11 @@ class DataPlane:
     def finish(self, version: ModelVersion, batch: Batch) -> None:
         """Answer every caller of a finished batch that is still there, then record and log the batch."""
         calls = [call for call in batch.works if isinstance(call, Call) and not call.is_cancelled]
-        has_rows = all(output.shape[:1] == (batch.rows,) for output in batch.outputs)
-        summaries = version.answers.summaries(batch.outputs) if version.answers and has_rows else None
+        layout = version.layout
+        has_rows = layout.has_rows(batch.outputs, batch.rows)
+        summaries = None
+        if version.answers is not None and has_rows:
+            summaries = version.answers.summaries(layout.rows_first(batch.outputs))
         outputs = BatchOutputs(version.signature.outputs, batch.outputs)
         if self._tells_timing:
             outputs.on_encoded = Timing(batch, calls).tell
@@ -173,12 +176,12 @@ class DataPlane:
         asyncio.get_running_loop().call_soon(self._report, version, batch, calls, ids.tags)
         for call, prediction_id in zip(calls, ids.texts, strict=True):
             call.prediction_id = prediction_id
-            if has_rows:
+            if has_rows and layout.is_simple:
                 call.deliver(outputs)
             else:
                 if outputs.on_encoded is not None:
                     outputs.on_encoded()
-                call.answer(_whole(call, outputs))
+                call.answer(_apart(call, batch))
         batch.answered = time.monotonic()
 
     def _report(self, version: ModelVersion, batch: Batch, calls: list[Call], tags: Array) -> None:
@@ -235,10 +238,10 @@ class DataPlane:
         metrics.batch_rows.observe_one(batch.rows)
 
 
-def _whole(call: Call, run: BatchOutputs) -> InferenceResponse:
-    """All of a run whose outputs have no rows, since the call then ran alone."""
+def _apart(call: Call, batch: Batch) -> InferenceResponse:
+    """A caller's part of a run that is not simply some rows on axis 0."""
     version, request = call.choice.version, call.request
-    wanted = request.outputs
-    indices = range(len(run.specs)) if wanted is None else output_indices(version.signature, wanted)
-    tensors = [(run.specs[index], run.arrays[index]) for index in indices]
+    specs = version.signature.outputs
+    indices = range(len(specs)) if request.outputs is None else output_indices(version.signature, request.outputs)
+    tensors = [(specs[index], version.layout.output_of(batch, call, index)) for index in indices]
     return call.formed(InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode()))

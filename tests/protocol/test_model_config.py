@@ -38,6 +38,13 @@ def test_a_model_with_a_row_axis_has_it_in_the_batch_size_and_not_in_the_dims() 
     }
 
 
+def test_rows_on_another_axis_are_no_batch_to_triton() -> None:
+    inputs = (TensorSpec("x", "FP32", (-1, 3)), TensorSpec("state", "FP32", (2, -1), axis=1))
+    config = config_of(Signature(inputs, tensors((-1,))))
+    assert config["max_batch_size"] == 0
+    assert [tensor["dims"] for tensor in config["input"]] == [[-1, 3], [2, -1]]
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (), (3, -1)])
 def test_a_model_without_one_has_batch_size_0_and_all_its_dims(shape: tuple[int, ...]) -> None:
     config = config_of(Signature(tensors(shape), tensors(shape)))

@@ -15,7 +15,7 @@ from gateway.runtime.repository import scan
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.work import Batch
 from gateway.types import ModelKey
-from tests.support import onnx_models
+from tests.support import onnx_models, strange_models
 from tests.support.batching import Caller, answer_all
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
@@ -220,3 +220,21 @@ def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
     asyncio.run(scenario())
     assert len(caller.answer) == 1
     assert session() is None
+
+
+def test_axes_that_the_graph_contradicts_keep_a_version_out_with_the_reason(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    write_version(tmp_path, "good", "1", onnx_models.affine())
+    write_version(tmp_path, "bad", "1", onnx_models.affine(), "[batching.axes]\nx = 1\ny = 1\n")
+    registry = load(tmp_path, executor)
+    reason = "model.toml: batching.axes.x: axis 1 of shape [-1, 3] is not variable (-1)"
+    assert registry.refused == {ModelKey("bad", "1"): reason}
+
+
+def test_a_version_is_tuned_with_the_rows_on_their_axes(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "m", "1", strange_models.running_total(("p", "q")))
+    version = load(tmp_path, executor).get("m", "1")
+    assert version.layout.shares_runs
+    assert [spec.axis for spec in version.session.signature.inputs] == [1]
+    assert version.session.warm_up(5) is not None

@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.layout import Layout
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.work import Batch, Work
@@ -101,6 +102,7 @@ def batcher(
     max_delay: float = 0.0,
     on_threads: bool = True,
     scheduler: Scheduler | None = None,
+    layout: Layout | None = None,
 ) -> DynamicBatcher:
     """A batcher with limits that suit a test, alone on its machine unless it is given a scheduler.
 
@@ -117,6 +119,7 @@ def batcher(
         max_runs=max_runs,
         threads=threads,
         max_delay=max_delay,
+        layout=layout,
         clock=clock,
     )
     if on_threads:
