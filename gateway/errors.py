@@ -144,5 +144,16 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class InsufficientMemory(GatewayError):
+    """A model does not fit beside those that are loaded; nothing was loaded."""
+
+    status = 507
+    code = "insufficient_memory"
+
+
 class StartupError(Exception):
     """The process cannot start as configured; the message says what to change. Never reaches a client."""
+
+
+class NotEnoughMemory(StartupError):
+    """A model does not fit beside those that are loaded."""

@@ -23,6 +23,7 @@ from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
+from gateway.runtime.memory import ModelMemory
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.session import Device
 from gateway.serving.dataplane import DataPlane
@@ -30,6 +31,7 @@ from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
 from gateway.serving.model_control import ModelControl
+from gateway.serving.model_poll import ModelPoll
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
@@ -76,8 +78,17 @@ class Gateway:
         self.plane = DataPlane(
             self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
         )
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
-        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
+        self.loader = Loader(
+            device,
+            settings.threads,
+            executor,
+            settings.request_timeout,
+            self.plane.finish,
+            settings.model_keys,
+            ModelMemory(settings.model_memory_bytes),
+        )
+        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes, self.metrics)
+        self.poll = ModelPoll(settings.models, self.registry, self.control)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)

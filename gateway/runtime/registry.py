@@ -8,15 +8,19 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
-from gateway.runtime.repository import VersionFolder
+from gateway.runtime.memory import ModelMemory
+from gateway.runtime.repository import Stamp, VersionFolder, model_bytes
 from gateway.runtime.session import Device, OnnxSession
+from gateway.runtime.trust import ModelContent, verify
 from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
+from gateway.runtime.warming import warm
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
@@ -39,6 +43,11 @@ class ModelVersion:
     answers: AnswerReader | None
     session: OnnxSession
     batcher: DynamicBatcher
+    stamp: Stamp
+    """Of its files, before they were read."""
+    digest: str
+    """Of what was read; see `trust.digest_of`."""
+    memory: ModelMemory
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
     labels: dict[str, tuple[str, ...]] = field(init=False)
@@ -48,12 +57,22 @@ class ModelVersion:
         self.is_batchable = self.signature.is_batchable
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
+    @property
+    def memory_bytes(self) -> int:
+        """What it was measured to hold when it was loaded."""
+        return self.memory.held.get(self.key, 0)
+
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
         await self.batcher.close()
+        self.free()
+
+    def free(self) -> None:
+        """Free the memory of a version that takes no requests."""
         # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
         # looks, which is rarely.
         self.session.close()
+        self.memory.release(self.key)
 
 
 def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
@@ -152,6 +171,9 @@ class Loader:
     executor: Executor
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
+    model_keys: Path | None = None
+    """As of `trust.read_keys`; None loads unsigned versions too."""
+    memory: ModelMemory = field(default_factory=ModelMemory)
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -161,18 +183,28 @@ class Loader:
         for folder in folders:
             try:
                 registry.add(self.load(folder))
-            except StartupError as error:
+            except (StartupError, OSError) as error:
                 logger.error("refused %s: %s", folder.key, error)
                 registry.refused[folder.key] = str(error)
         if not registry.names:
-            raise StartupError("no model could be loaded: " + "; ".join(registry.refused.values()))
+            left_out = "[versions] in each model.toml leaves out every version that is there"
+            raise StartupError("no model could be loaded: " + ("; ".join(registry.refused.values()) or left_out))
 
     def load(self, folder: VersionFolder) -> ModelVersion:
-        """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
-        manifest = folder.verify()
+        """Load one version; one at a time, as its memory is measured.
+
+        Raises `StartupError` naming the file and what is wrong with it; `NotEnoughMemory` if there is no room for it.
+        """
+        stamp = folder.stamp()
+        with self.memory.loading(folder.key, model_bytes(stamp)):
+            verified = verify(folder.folder, self.model_keys)
+            manifest, digest = verified.manifest, verified.digest
+            session, plan = self._plan_session(folder, verified.content)
+            answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+            warm(session.warm_up, plan.batch_rows)
+            # The bytes of the files are not what the version holds.
+            del verified
         limits = folder.config.batching
-        session, plan = self._warm_session(folder)
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
@@ -182,17 +214,28 @@ class Loader:
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(
+            folder.key,
+            session.signature,
+            folder.config,
+            manifest,
+            answers,
+            session,
+            batcher,
+            stamp,
+            digest,
+            self.memory,
+        )
         return version
 
-    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
-        """A session that has run, and how it is used best."""
-        session = OnnxSession(folder.model_path, self.device, self.threads or 1)
+    def _plan_session(self, folder: VersionFolder, content: ModelContent) -> tuple[OnnxSession, Plan]:
+        """A session, and how it is used best."""
+        session = OnnxSession(folder.model_path, self.device, self.threads or 1, content)
         limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
         plan = plan_alone(session.warm_up, limit)
         cores = len(os.sched_getaffinity(0))
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
-            wide = OnnxSession(folder.model_path, self.device, cores)
+            wide = OnnxSession(folder.model_path, self.device, cores, content)
             wide_plan = plan_alone(wide.warm_up, limit)
             apart = plan_side_by_side(session.warm_up, plan, cores)
             if apart.is_better(wide_plan):

@@ -7,12 +7,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.runtime.arena import SpikeWatch
+from gateway.runtime.manifest import MANIFEST_FILE
+from gateway.runtime.trust import ModelContent
 from gateway.types import Array, Signature, TensorSpec
 
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -74,8 +77,8 @@ def choose_device(configured: Literal["auto", "cpu", "cuda"]) -> Device:
 class OnnxSession:
     """A loaded model: its signature, and `run`. Thread-safe; `run` releases the GIL."""
 
-    def __init__(self, path: Path, device: Device, threads: int = 1) -> None:
-        """Load `path` to run with `threads` threads.
+    def __init__(self, path: Path, device: Device, threads: int = 1, content: ModelContent | None = None) -> None:
+        """Load `path`, or the `content` that was read from it, to run with `threads` threads.
 
         Raises `StartupError` if the file is no model or `device` cannot run it.
         """
@@ -87,10 +90,14 @@ class OnnxSession:
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = (PROVIDERS[device], CUDA_OPTIONS) if device == "cuda" else PROVIDERS[device]
+        if content is not None:
+            _offer_external(options, path.parent, content.external)
         try:
-            self._session = ort.InferenceSession(str(path), options, providers=[provider])
+            self._session = ort.InferenceSession(content.model if content else str(path), options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise StartupError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        # It would keep the bytes, to load them again should it fall back, as long as it lives.
+        self._session._model_bytes = None
         # Without this a CUDA failure would quietly go on, at a tenth of the speed, on the CPU.
         self._session.disable_fallback()
         if self._session.get_providers()[0] != PROVIDERS[device]:
@@ -100,6 +107,10 @@ class OnnxSession:
             outputs=tuple(_spec(path, node) for node in self._session.get_outputs()),
         )
         self._output_names = [spec.name for spec in self.signature.outputs]
+        self._watch = SpikeWatch()
+        self._shrinking = ort.RunOptions()
+        if device == "cpu":
+            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._invalid_input: tuple[type[Exception], ...] = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
@@ -107,8 +118,10 @@ class OnnxSession:
 
         Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
         """
+        size = sum([array.nbytes for array in inputs.values()])
+        options = self._shrinking if self._watch.is_due(size) else None
         try:
-            outputs: Sequence[Array] = self._session.run(self._output_names, inputs)
+            outputs: Sequence[Array] = self._session.run(self._output_names, inputs, options)
         except self._invalid_input as error:
             raise InvalidRequest(f"the model refuses these values: {_first_line(error)}") from error
         except Exception as error:  # as above
@@ -125,12 +138,23 @@ class OnnxSession:
         Seconds of the run; None if the model refuses zeros, which says nothing about real values.
         """
         inputs = {spec.name: _zeros(spec, rows) for spec in self.signature.inputs}
+        self._watch.warmed(sum([array.nbytes for array in inputs.values()]))
         started = time.perf_counter()
         try:
             self.run(inputs)
         except (InvalidRequest, InferenceFailed):
             return None
         return time.perf_counter() - started
+
+
+def _offer_external(options: Any, folder: Path, external: dict[str, bytes] | None) -> None:
+    """Say where a model that was read from `folder` finds its external data."""
+    # What is not among the verified bytes must not be found at all: there is nothing below a file.
+    place = folder if external is None else folder / MANIFEST_FILE
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
+    if external:
+        sizes = [len(content) for content in external.values()]
+        options.add_external_initializers_from_files_in_memory(list(external), list(external.values()), sizes)
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:

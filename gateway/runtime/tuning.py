@@ -58,7 +58,7 @@ def plan_alone(run: Run, limit: int) -> Plan:
     spent = 0.0
     # The very first run allocates, and on CUDA loads kernels: it says nothing about the next.
     run(1)
-    for rows in _sizes(limit):
+    for rows in batch_sizes(limit):
         fastest = math.inf
         for _ in range(REPEATS):
             seconds = run(rows)
@@ -88,6 +88,6 @@ def plan_side_by_side(run: Run, alone: Plan, runs: int) -> Plan:
     return Plan(alone.batch_rows, elapsed / REPEATS, runs)
 
 
-def _sizes(limit: int) -> list[int]:
+def batch_sizes(limit: int) -> list[int]:
     """Powers of two below the limit, and the limit."""
     return [*(2**power for power in range(limit.bit_length()) if 2**power < limit), limit]

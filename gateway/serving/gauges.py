@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from gateway.runtime.registry import Registry
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import (
+    MODEL_MEMORY,
     MODEL_READY,
     QUEUED_ROWS,
     ROUTE_INVALID,
@@ -17,12 +18,13 @@ from gateway.telemetry.metrics import (
 
 
 def serving_gauges(registry: Registry, routes: RouteTable) -> Callable[[], Iterator[Gauge]]:
-    """Queue depth, readiness, and the routes in force."""
+    """Queue depth, readiness, memory, and the routes in force."""
 
     def read() -> Iterator[Gauge]:
         for version in registry:
             yield QUEUED_ROWS, version.key, version.batcher.queued_rows
             yield MODEL_READY, version.key, 1
+            yield MODEL_MEMORY, version.key, version.memory_bytes
         for key in registry.refused:
             yield MODEL_READY, key, 0
         for route in routes:

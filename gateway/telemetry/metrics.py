@@ -50,6 +50,15 @@ RUN = Instrument("gateway_run_duration_seconds", "histogram", "ONNX Runtime call
 BATCH_ROWS = Instrument("gateway_batch_rows", "histogram", "Rows in one ONNX Runtime call.", _VERSION)
 QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
 MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
+MODEL_MEMORY = Instrument(
+    "gateway_model_memory_bytes", "gauge", "Memory that a version took when it was loaded, measured.", _VERSION
+)
+LOAD_FAILURES = Instrument(
+    "gateway_model_load_failures_total",
+    "counter",
+    "Versions that were to be loaded after the start and could not.",
+    _VERSION,
+)
 ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
 ROUTE_WEIGHT = Instrument(
     "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
@@ -173,7 +182,8 @@ class GatewayMetrics(Collector):
         self.registry.register(self)
         self._versions: dict[ModelKey, VersionMetrics] = {}
         self._counters: dict[Instrument, Counter[Labels]] = {
-            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
+            instrument: Counter()
+            for instrument in (ERRORS, LOAD_FAILURES, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
         }
         self._gauges: list[Callable[[], Iterable[Gauge]]] = []
 

@@ -199,7 +199,7 @@ class TestLoading:
         async def scenario(plane: Plane) -> None:
             write_version(models, "m", "2", onnx_models.affine(2.0))
             loader = GatedLoader("cpu", 1, plane.loader.executor, 30.0, plane.plane.finish)
-            control = ModelControl(models, loader, plane.plane, plane.routes)
+            control = ModelControl(models, loader, plane.plane, plane.routes, plane.metrics)
             loading = asyncio.create_task(control.load("m"))
             await wait_until_async(loader.started.is_set)
             assert [await answered_by(plane) for _ in range(5)] == ["1"] * 5

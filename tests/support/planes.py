@@ -103,5 +103,5 @@ def plane_over(
         loader = Loader("cpu", 1, executor, 30.0, plane.finish)
         loader.load_all(scan(models), registry)
         routes.begin()
-        control = ModelControl(models, loader, plane, routes)
+        control = ModelControl(models, loader, plane, routes, metrics)
         yield Plane(plane, registry, routes, signer, metrics, log, loader, control)
