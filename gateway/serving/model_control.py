@@ -43,7 +43,14 @@ class Shelf:
 
     found: Found
     chosen: set[str]
-    """Versions to be loaded: by `model.toml`, because a route names them, or because what is wrong must be said."""
+    """By `model.toml`; and those with which something is wrong, so that it is said."""
+    named: set[str]
+    """By a route."""
+
+    @property
+    def wanted(self) -> set[str]:
+        """Versions to be loaded."""
+        return self.chosen | (self.named & self.found.keys())
 
 
 class ModelControl:
@@ -99,14 +106,14 @@ class ModelControl:
         """
         async with self._changing:
             shelf = await self._shelf(name)
-            wanted = set(shelf.chosen) if version is None else {version} & shelf.found.keys()
+            wanted = shelf.wanted if version is None else {version} & shelf.found.keys()
             if not wanted:
                 raise NotFound(f"the model repository holds no {name}/{version or '<version>'}/{MODEL_FILE}")
-            if not wanted <= shelf.chosen:
+            if not wanted <= shelf.wanted:
                 raise InvalidRequest(f"{name}/{version} is {LEFT_OUT}; change that first")
             new = await self._load_all(name, shelf, wanted)
             surplus = shelf.found.keys() - shelf.chosen if version is None else ()
-            await self._exchange(name, new, surplus)
+            await self._exchange(name, new, surplus, shelf.named)
             return self._registry.versions(name)
 
     async def unload(self, name: str, version: str | None = None) -> list[str]:
@@ -134,16 +141,16 @@ class ModelControl:
         async with self._changing:
             shelf, loaded = await self._shelf(name), self._loaded(name)
             new = []
-            for number in sorted(shelf.chosen, key=_number):
+            for number in sorted(shelf.wanted, key=_number):
                 if number in changed or self._is_due(ModelKey(name, number), MODEL_CONFIG_FILE in changed):
                     # Whatever lies in the repository, it must not end the poll.
                     with suppress(Exception):
                         new += await self._load_one(name, number, shelf)
             serving = loaded.keys() | {version.key.version for version in new}
             surplus = loaded.keys() - shelf.found.keys()
-            if shelf.chosen <= serving:
+            if shelf.wanted <= serving:
                 surplus |= loaded.keys() - shelf.chosen
-            await self._exchange(name, new, surplus)
+            await self._exchange(name, new, surplus, shelf.named)
             self._forget_absent(name, shelf.found)
 
     def released(self) -> set[str]:
@@ -154,8 +161,9 @@ class ModelControl:
         on_disk = await asyncio.to_thread(survey, self._models)
         found = {key.version: version for key, version in on_disk.items() if key.name == name}
         named = await self._routes.named_versions([name])
-        chosen = {folder.key.version for folder in selected(_usable(found.values()), named)}
-        return Shelf(found, chosen | {number for number, what in found.items() if isinstance(what, StartupError)})
+        chosen = {folder.key.version for folder in selected(_usable(found.values()), {})}
+        broken = {number for number, what in found.items() if isinstance(what, StartupError)}
+        return Shelf(found, chosen | broken, named[name])
 
     def _loaded(self, name: str) -> dict[str, ModelVersion]:
         return {version.key.version: version for version in self._registry if version.key.name == name}
@@ -206,8 +214,10 @@ class ModelControl:
             )
         return []
 
-    async def _exchange(self, name: str, new: list[ModelVersion], surplus: Collection[str]) -> None:
-        """Let new versions take requests, and in the same turn no others of `surplus` than those that a route names."""
+    async def _exchange(
+        self, name: str, new: list[ModelVersion], surplus: Collection[str], named: Collection[str]
+    ) -> None:
+        """Let new versions take requests and take out `surplus`, but for what a route names, in the same turn."""
         removed: list[ModelVersion] = []
 
         def change() -> None:
@@ -216,7 +226,7 @@ class ModelControl:
                 self._withdrawn.discard(version.key)
                 logger.info("loaded %s", version.key)
             keys = {ModelKey(name, number) for number in surplus} & {version.key for version in self._registry}
-            kept = {key for key in keys if self._variant_of(key) is not None}
+            kept = {key for key in keys if key.version in named or self._variant_of(key) is not None}
             for key in kept - self._kept:
                 logger.warning("%s is to be unloaded and stays, as route %s names it", key, name)
             self._kept = {key for key in self._kept if key.name != name} | kept
