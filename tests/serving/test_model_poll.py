@@ -212,9 +212,9 @@ def test_a_repository_that_is_gone_or_empty_takes_nothing_with_it(
     async def scenario(plane: Plane) -> None:
         poll = poll_of(models, plane)
         await look_twice(poll)
-        hidden = models.rename(models.parent / "hidden")
+        shutil.move(models, hidden)
         await look_twice(poll)
-        models.mkdir()
+        shutil.copytree(empty, models)
         await look_twice(poll)
         assert plane.registry.names == ["m", "other"]
         assert len([record for record in caplog.records if "what is loaded serves on" in record.message]) == 1
