@@ -71,7 +71,9 @@ def test_external_data_is_published_with_the_model(tmp_path: Path) -> None:
     manifest = publish(folder, external={"b.bin": b"b", "a.bin": b"a"})
     assert manifest.external is not None
     assert [record.file for record in manifest.external] == ["a.bin", "b.bin"]
-    assert verify(folder).content.external == {"a.bin": b"a", "b.bin": b"b"}
+    external = verify(folder).content.external
+    assert external is not None
+    assert {name: file.path.read_bytes() for name, file in external.items()} == {"a.bin": b"a", "b.bin": b"b"}
     assert publish(folder, external={"a.bin": b"a", "b.bin": b"b"}) == manifest
     (folder / "b.bin").write_bytes(b"changed by hand")
     with pytest.raises(FileExistsError):

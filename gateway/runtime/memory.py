@@ -18,7 +18,7 @@ from gateway.errors import NotEnoughMemory
 from gateway.types import ModelKey
 
 LOADING_FACTOR = 4
-"""How many times its size a model needs while it loads, at most: its bytes, the parsed model and the session made of
+"""How many times its size a model needs while it loads, at most: its files, the parsed model and the session made of
 them, and the second session that is tried where the model is slow. Warm, it holds its size once."""
 MEBIBYTE = 2**20
 

@@ -202,7 +202,7 @@ class Loader:
             session, plan = self._plan_session(folder, verified.content)
             answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
             warm(session.warm_up, plan.batch_rows)
-            # The bytes of the files are not what the version holds.
+            # The files are in memory as long as somebody refers to them.
             del verified
         limits = folder.config.batching
         batcher = DynamicBatcher(

@@ -15,6 +15,7 @@ from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
 from gateway.runtime.arena import SpikeWatch
 from gateway.runtime.manifest import MANIFEST_FILE
+from gateway.runtime.sealed import SealedFile
 from gateway.runtime.trust import ModelContent
 from gateway.types import Array, Signature, TensorSpec
 
@@ -90,14 +91,14 @@ class OnnxSession:
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         provider = (PROVIDERS[device], CUDA_OPTIONS) if device == "cuda" else PROVIDERS[device]
+        source = str(path if content is None else content.model.path)
         if content is not None:
             _offer_external(options, path.parent, content.external)
         try:
-            self._session = ort.InferenceSession(content.model if content else str(path), options, providers=[provider])
+            self._session = ort.InferenceSession(source, options, providers=[provider])
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise StartupError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-        # It would keep the bytes, to load them again should it fall back, as long as it lives.
-        self._session._model_bytes = None
+            reason = _first_line(error).replace(source, str(path))
+            raise StartupError(f"{path}: ONNX Runtime cannot load it: {reason}") from error
         # Without this a CUDA failure would quietly go on, at a tenth of the speed, on the CPU.
         self._session.disable_fallback()
         if self._session.get_providers()[0] != PROVIDERS[device]:
@@ -147,14 +148,15 @@ class OnnxSession:
         return time.perf_counter() - started
 
 
-def _offer_external(options: Any, folder: Path, external: dict[str, bytes] | None) -> None:
+def _offer_external(options: Any, folder: Path, external: dict[str, SealedFile] | None) -> None:
     """Say where a model that was read from `folder` finds its external data."""
-    # What is not among the verified bytes must not be found at all: there is nothing below a file.
+    # What is not among the verified files must not be found at all: there is nothing below a file.
     place = folder if external is None else folder / MANIFEST_FILE
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
     if external:
-        sizes = [len(content) for content in external.values()]
-        options.add_external_initializers_from_files_in_memory(list(external), list(external.values()), sizes)
+        buffers = [file.buffer for file in external.values()]
+        sizes = [file.size for file in external.values()]
+        options.add_external_initializers_from_files_in_memory(list(external), buffers, sizes)
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:

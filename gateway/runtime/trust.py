@@ -1,7 +1,7 @@
 """What is loaded is what was published: the files by the manifest's SHA-256, the manifest by a signature.
 
-The rule of this file: bytes are read once. Those that were verified are those that a session is made of, so a file that
-is replaced in between changes nothing. A signature is Ed25519 (RFC 8032) over the bytes of `manifest.json`, 64 bytes in
+The rule of this file: a file is read once. What was verified is what a session is made of, so a file that is replaced
+in between changes nothing. A signature is Ed25519 (RFC 8032) over the bytes of `manifest.json`, 64 bytes in
 `manifest.json.sig`; since the manifest holds name, version and the hashes of the files, it speaks for them all.
 
 `cryptography` is an extra, imported only where keys are used.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from gateway.errors import StartupError
 from gateway.runtime.manifest import MANIFEST_FILE, MODEL_FILE, FileRecord, Manifest, parse_manifest, sha256_of
+from gateway.runtime.sealed import SealedFile
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -28,17 +29,17 @@ PEM_BLOCK = re.compile(rb"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTA
 
 @dataclass(frozen=True, slots=True)
 class ModelContent:
-    """The bytes of a model."""
+    """The files of a model, as they were verified."""
 
-    model: bytes
-    external: dict[str, bytes] | None
+    model: SealedFile
+    external: dict[str, SealedFile] | None
     """Files with its larger tensors, by the name that the model has for them. None without a manifest, which would
     have to list them: what the model names is then read from its folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A version whose files are what its manifest says, where it has one."""
+    """A version whose files are what its manifest says, where it has one; they take memory as long as this lives."""
 
     manifest: Manifest | None
     content: ModelContent
@@ -53,15 +54,17 @@ def verify(folder: Path, keys: Path | None = None) -> Verified:
     """
     manifest, raw = _signed_manifest(folder, keys)
     if manifest is None:
-        model = _read(folder / MODEL_FILE)
-        return Verified(None, ModelContent(model, None), _digest(hashlib.sha256(model).hexdigest(), raw))
+        model = _seal(folder / MODEL_FILE)
+        return Verified(None, ModelContent(model, None), _digest(model.sha256, raw))
     if manifest.model.file != MODEL_FILE:
         raise StartupError(f"{folder / MANIFEST_FILE}: model.file is {manifest.model.file!r}, expected {MODEL_FILE!r}")
-    model = _read_verified(folder, manifest.model)
-    external = {record.file: _read_verified(folder, record) for record in manifest.external or ()}
+    content = ModelContent(
+        _seal_verified(folder, manifest.model),
+        {record.file: _seal_verified(folder, record) for record in manifest.external or ()},
+    )
     if manifest.reference is not None:
-        _read_verified(folder, manifest.reference)
-    return Verified(manifest, ModelContent(model, external), _digest(manifest.model.sha256, raw))
+        _seal_verified(folder, manifest.reference)
+    return Verified(manifest, content, _digest(content.model.sha256, raw))
 
 
 def digest_of(folder: Path) -> str:
@@ -163,15 +166,21 @@ def _is_signed(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
     return True
 
 
-def _read_verified(folder: Path, record: FileRecord) -> bytes:
-    content = _read(_inside(folder, record))
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != record.sha256:
+def _seal_verified(folder: Path, record: FileRecord) -> SealedFile:
+    content = _seal(_inside(folder, record))
+    if content.sha256 != record.sha256:
         raise StartupError(
-            f"{folder / record.file}: sha256 is {actual}, the manifest says {record.sha256}; "
+            f"{folder / record.file}: sha256 is {content.sha256}, the manifest says {record.sha256}; "
             "the file is not the one that was published"
         )
     return content
+
+
+def _seal(path: Path) -> SealedFile:
+    try:
+        return SealedFile(path)
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}") from error
 
 
 def _inside(folder: Path, record: FileRecord) -> Path:
@@ -194,5 +203,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StartupError(f"{path}: {error.strerror}") from error
-    except MemoryError as error:
-        raise StartupError(f"{path}: does not fit into memory") from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,8 @@ class ModelControl:
         self._routes = routes
         self._metrics = metrics
         self._changing = asyncio.Lock()
+        # Always the same one: of what a thread frees, the C library keeps some for this thread's next allocations.
+        self._thread = ThreadPoolExecutor(1, "models")
         self._problems: dict[ModelKey, str] = {}
         """What is wrong with files that were to be loaded, since the start."""
         self._withdrawn: set[ModelKey] = set()
@@ -192,7 +195,8 @@ class ModelControl:
         """The version, nothing if it serves already. Tells everybody what is wrong with it, and raises it."""
         key, serving = ModelKey(name, number), self._loaded(name).get(number)
         try:
-            new = await asyncio.to_thread(self._read, shelf.found[number], serving)
+            loop = asyncio.get_running_loop()
+            new = await loop.run_in_executor(self._thread, self._read, shelf.found[number], serving)
         except Exception as error:
             is_bug = not isinstance(error, StartupError | OSError)
             logger.error("%s was not loaded, what serves goes on as before: %s", key, error, exc_info=is_bug)

@@ -28,8 +28,8 @@ def plane_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def models(tmp_path: Path) -> Path:
-    """A repository of a test's own, with models `m` and `other`."""
+def repository(tmp_path: Path) -> Path:
+    """Of a test's own, with models `m` and `other`."""
     folder = tmp_path / "models"
     write_version(folder, "m", "1", onnx_models.affine(1.0))
     write_version(folder, "other", "1", onnx_models.affine(10.0))

@@ -19,23 +19,23 @@ from tests.support.planes import Plane, plane_of
 from tests.support.waiting import wait_until_async
 
 
-def test_a_new_version_serves_when_the_call_returns(models: Path, run: Run) -> None:
+def test_a_new_version_serves_when_the_call_returns(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
         assert await answered_by(plane) == "1"
-        write_version(models, "m", "2", onnx_models.affine(2.0))
-        write_version(models, "m", "10", onnx_models.affine(3.0))
+        write_version(repository, "m", "2", onnx_models.affine(2.0))
+        write_version(repository, "m", "10", onnx_models.affine(3.0))
         assert await plane.control.load("m") == ["1", "2", "10"]
         # Nobody wrote a route, so the highest version takes everything.
         assert await answered_by(plane) == "10"
         assert [await answered_by(plane, version) for version in ("1", "2", "10")] == ["1", "2", "10"]
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_a_new_model_serves_with_a_route_of_its_own(models: Path, run: Run) -> None:
+def test_a_new_model_serves_with_a_route_of_its_own(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
-        write_published_version(models, "late", "3", onnx_models.classifier())
+        write_published_version(repository, "late", "3", onnx_models.classifier())
         with pytest.raises(NotFound):
             await plane.predict("late", {"x": np.ones((1, 1), np.float32)})
         assert await plane.control.load("late") == ["3"]
@@ -45,35 +45,35 @@ def test_a_new_model_serves_with_a_route_of_its_own(models: Path, run: Run) -> N
         assert route is not None
         assert (route.revision, route.variants[0].version) == (0, "3")
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_one_version_can_be_named(models: Path, run: Run) -> None:
+def test_one_version_can_be_named(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
-        write_version(models, "m", "2", onnx_models.affine(2.0))
-        write_version(models, "m", "3", b"no model")
+        write_version(repository, "m", "2", onnx_models.affine(2.0))
+        write_version(repository, "m", "3", b"no model")
         assert await plane.control.load("m", "2") == ["1", "2"]
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_loading_what_is_loaded_changes_nothing(models: Path, run: Run) -> None:
+def test_loading_what_is_loaded_changes_nothing(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
         before = plane.registry.get("m", "1")
         assert await plane.control.load("m") == await plane.control.load("m", "1") == ["1"]
         assert plane.registry.get("m", "1") is before
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_a_broken_version_leaves_everything_as_it_was_and_is_named(models: Path, run: Run) -> None:
+def test_a_broken_version_leaves_everything_as_it_was_and_is_named(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
         before = list(plane.registry)
-        write_version(models, "m", "2", onnx_models.affine(2.0))
-        folder = write_published_version(models, "m", "3", onnx_models.affine(3.0))
+        write_version(repository, "m", "2", onnx_models.affine(2.0))
+        folder = write_published_version(repository, "m", "3", onnx_models.affine(3.0))
         (folder / "model.onnx").write_bytes(onnx_models.affine(4.0))
         with pytest.raises(InvalidRequest, match=r"(?s)nothing was loaded, .*m/3/model\.onnx: sha256 is"):
             await plane.control.load("m")
@@ -81,7 +81,7 @@ def test_a_broken_version_leaves_everything_as_it_was_and_is_named(models: Path,
         assert plane.registry.refused == {}
         assert await answered_by(plane) == "1"
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
@@ -94,28 +94,30 @@ def test_a_broken_version_leaves_everything_as_it_was_and_is_named(models: Path,
     ],
 )
 def test_what_is_wrong_with_it_is_said(
-    models: Path, run: Run, version: str, content: bytes, toml: str, reason: str
+    repository: Path, run: Run, version: str, content: bytes, toml: str, reason: str
 ) -> None:
     async def scenario(plane: Plane) -> None:
-        write_version(models, "m", version, content, toml)
+        write_version(repository, "m", version, content, toml)
         with pytest.raises(InvalidRequest) as caught:
             await plane.control.load("m")
         assert reason in caught.value.message
         assert (await states(plane))["m/1"][0] == "READY"
         assert await answered_by(plane) == "1"
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
 @pytest.mark.parametrize(("name", "version"), [("absent", None), ("m", "9"), ("..", None), ("", None)])
-def test_what_the_repository_does_not_hold_is_not_found(models: Path, run: Run, name: str, version: str | None) -> None:
-    with plane_of(models) as plane, pytest.raises(NotFound, match="the model repository holds no "):
+def test_what_the_repository_does_not_hold_is_not_found(
+    repository: Path, run: Run, name: str, version: str | None
+) -> None:
+    with plane_of(repository) as plane, pytest.raises(NotFound, match="the model repository holds no "):
         run(plane.control.load(name, version))
 
 
-def test_a_version_refused_at_the_start_can_be_mended(models: Path, run: Run) -> None:
-    folder = write_version(models, "broken", "1", b"no model")
+def test_a_version_refused_at_the_start_can_be_mended(repository: Path, run: Run) -> None:
+    folder = write_version(repository, "broken", "1", b"no model")
 
     async def scenario(plane: Plane) -> None:
         with pytest.raises(InvalidRequest):
@@ -126,15 +128,15 @@ def test_a_version_refused_at_the_start_can_be_mended(models: Path, run: Run) ->
         assert plane.registry.refused == {}
         assert await answered_by(plane, name="broken") == "1"
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_the_loop_goes_on_while_a_version_loads(models: Path, run: Run) -> None:
+def test_the_loop_goes_on_while_a_version_loads(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
-        write_version(models, "m", "2", onnx_models.affine(2.0))
+        write_version(repository, "m", "2", onnx_models.affine(2.0))
         loader = GatedLoader("cpu", 1, plane.loader.executor, 30.0, plane.plane.finish)
-        control = ModelControl(models, loader, plane.plane, plane.routes, plane.metrics)
+        control = ModelControl(repository, loader, plane.plane, plane.routes, plane.metrics)
         loading = asyncio.create_task(control.load("m"))
         await wait_until_async(loader.started.is_set)
         assert [await answered_by(plane) for _ in range(5)] == ["1"] * 5
@@ -150,18 +152,18 @@ def test_the_loop_goes_on_while_a_version_loads(models: Path, run: Run) -> None:
         assert await unloading == ["2"]
         assert await answered_by(plane) == "2"
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_every_version_on_disk_or_loaded_is_told_with_its_state(models: Path, run: Run) -> None:
-    write_version(models, "m", "2", b"no model")
+def test_every_version_on_disk_or_loaded_is_told_with_its_state(repository: Path, run: Run) -> None:
+    write_version(repository, "m", "2", b"no model")
 
     async def scenario(plane: Plane) -> None:
-        write_version(models, "m", "10", onnx_models.affine())
-        write_version(models, "m", "x", onnx_models.affine())
-        write_version(models, "new", "1", b"")
-        (models / "other" / "1" / "model.onnx").unlink()
+        write_version(repository, "m", "10", onnx_models.affine())
+        write_version(repository, "m", "x", onnx_models.affine())
+        write_version(repository, "new", "1", b"")
+        (repository / "other" / "1" / "model.onnx").unlink()
         index = await states(plane)
         assert list(index) == ["m/1", "m/2", "m/x", "m/10", "new/1", "other/1"]
         assert index["m/1"] == index["other/1"] == ("READY", "")
@@ -171,12 +173,12 @@ def test_every_version_on_disk_or_loaded_is_told_with_its_state(models: Path, ru
         assert "a version is a whole number" in index["m/x"][1]
         assert await states(plane, only_ready=True) == {"m/1": ("READY", ""), "other/1": ("READY", "")}
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_loads_and_unloads_under_traffic_cost_nobody_else_an_answer(models: Path, run: Run) -> None:
-    write_version(models, "m", "2", onnx_models.affine(2.0))
+def test_loads_and_unloads_under_traffic_cost_nobody_else_an_answer(repository: Path, run: Run) -> None:
+    write_version(repository, "m", "2", onnx_models.affine(2.0))
 
     async def scenario(plane: Plane) -> None:
         counts = {"other": 0, "m/1": 0, "m": 0, "m/2": 0}
@@ -213,5 +215,5 @@ def test_loads_and_unloads_under_traffic_cost_nobody_else_an_answer(models: Path
         stop = True
         await asyncio.gather(*traffic)
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))

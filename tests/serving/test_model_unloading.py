@@ -23,7 +23,7 @@ from tests.support.waiting import wait_until_async
 LARGE_BYTES = 64 * 2**20
 
 
-def test_a_model_leaves_nothing_behind(models: Path, run: Run) -> None:
+def test_a_model_leaves_nothing_behind(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
         assert await answered_by(plane) == await answered_by(plane, "1") == "1"
         session = weakref.ref(plane.registry.get("m", "1").session._session)
@@ -40,12 +40,12 @@ def test_a_model_leaves_nothing_behind(models: Path, run: Run) -> None:
         assert await answered_by(plane, name="other") == "1"
         assert (await states(plane))["m/1"] == ("UNAVAILABLE", NOT_LOADED)
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_the_default_route_falls_back_to_what_is_left(models: Path, run: Run) -> None:
-    write_version(models, "m", "2", onnx_models.identity("INT64", ("n", 3)))
+def test_the_default_route_falls_back_to_what_is_left(repository: Path, run: Run) -> None:
+    write_version(repository, "m", "2", onnx_models.identity("INT64", ("n", 3)))
 
     async def scenario(plane: Plane) -> None:
         with pytest.raises(InvalidRequest, match="expected datatype INT64"):
@@ -54,12 +54,12 @@ def test_the_default_route_falls_back_to_what_is_left(models: Path, run: Run) ->
         assert await answered_by(plane) == "1"
         assert await plane.control.load("m") == ["1", "2"]
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_what_a_stored_route_names_stays_until_its_traffic_has_moved(models: Path, store: Store, run: Run) -> None:
-    write_version(models, "m", "2", onnx_models.affine(2.0))
+def test_what_a_stored_route_names_stays_until_its_traffic_has_moved(repository: Path, store: Store, run: Run) -> None:
+    write_version(repository, "m", "2", onnx_models.affine(2.0))
 
     async def scenario(plane: Plane) -> None:
         # Not yet in force here: unloading looks before it leaps.
@@ -73,18 +73,18 @@ def test_what_a_stored_route_names_stays_until_its_traffic_has_moved(models: Pat
         assert await plane.control.unload("m", "1") == ["2"]
         assert await answered_by(plane) == "2"
 
-    with plane_of(models, store) as plane:
+    with plane_of(repository, store) as plane:
         run(scenario(plane))
 
 
 @pytest.mark.parametrize(("name", "version"), [("absent", None), ("absent", "1"), ("m", "9")])
-def test_what_is_not_loaded_is_not_found(models: Path, run: Run, name: str, version: str | None) -> None:
-    with plane_of(models) as plane, pytest.raises(NotFound, match="unknown"):
+def test_what_is_not_loaded_is_not_found(repository: Path, run: Run, name: str, version: str | None) -> None:
+    with plane_of(repository) as plane, pytest.raises(NotFound, match="unknown"):
         run(plane.control.unload(name, version))
 
 
-def test_a_version_refused_at_the_start_can_be_given_up(models: Path, run: Run) -> None:
-    write_version(models, "m", "2", b"no model")
+def test_a_version_refused_at_the_start_can_be_given_up(repository: Path, run: Run) -> None:
+    write_version(repository, "m", "2", b"no model")
 
     async def scenario(plane: Plane) -> None:
         with pytest.raises(Unavailable):
@@ -92,12 +92,12 @@ def test_a_version_refused_at_the_start_can_be_given_up(models: Path, run: Run) 
         assert await plane.control.unload("m", "2") == ["1"]
         assert plane.registry.refused == {}
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_requests_in_flight_are_answered_first(models: Path, run: Run) -> None:
-    write_version(models, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
+def test_requests_in_flight_are_answered_first(repository: Path, run: Run) -> None:
+    write_version(repository, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
 
     async def scenario(plane: Plane) -> None:
         plane.registry.get("busy", "1").batcher._surprises = math.inf
@@ -113,17 +113,17 @@ def test_requests_in_flight_are_answered_first(models: Path, run: Run) -> None:
         assert all(task.done() for task in waiting)
         assert [task.result().key.version for task in waiting] == ["1"] * 3
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
 
 
-def test_its_memory_goes_back_to_the_system(models: Path, run: Run) -> None:
-    write_version(models, "large", "1", onnx_models.large(LARGE_BYTES))
+def test_its_memory_goes_back_to_the_system(repository: Path, run: Run) -> None:
+    write_version(repository, "large", "1", onnx_models.large(LARGE_BYTES))
 
     async def scenario(plane: Plane) -> None:
         before = resident_bytes()
         await plane.control.unload("large")
         assert resident_bytes() < before - LARGE_BYTES / 2
 
-    with plane_of(models) as plane:
+    with plane_of(repository) as plane:
         run(scenario(plane))
