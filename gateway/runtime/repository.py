@@ -82,7 +82,8 @@ def stamps(models: Path) -> dict[ModelKey, Stamp]:
     Raises `OSError` if the repository, or a version in it, cannot be read.
     """
     found = {}
-    for model in sorted(path for path in models.iterdir() if path.is_dir()):
+    # Others, such as the `lost+found` of a volume, may be for nobody to read.
+    for model in (path for path in models.iterdir() if MODEL_NAME.match(path.name) and path.is_dir()):
         for folder in model.iterdir():
             if (folder / MODEL_FILE).is_file():
                 found[ModelKey(model.name, folder.name)] = _stamp_of(folder.rglob("*"))
@@ -116,6 +117,14 @@ def _look(folder: Path) -> VersionFolder | StartupError:
 
 
 def _stamp_of(paths: Iterable[Path]) -> Stamp:
-    files = {path: path.stat() for path in sorted(paths)}
+    return tuple(_entry(path) for path in sorted(paths))
+
+
+def _entry(path: Path) -> tuple[str, int, int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        # A link that leads nowhere, such as an editor's lock.
+        return str(path), 0, 0, 0
     # The time of the change of the inode: a copy that keeps the time of modification does not keep this one.
-    return tuple((str(path), file.st_ino, file.st_size, file.st_ctime_ns) for path, file in files.items())
+    return str(path), status.st_ino, status.st_size, status.st_ctime_ns

@@ -108,7 +108,8 @@ def read_keys(path: Path) -> list[Ed25519PublicKey]:
 def sign(folder: Path, private_key: Path) -> Path:
     """Write `manifest.json.sig` beside a manifest whose files are verified first; its path.
 
-    Raises `StartupError` if there is no manifest, a file differs, or the key is no Ed25519 private key (PEM).
+    Raises `StartupError` if there is no manifest, a file differs, the key is no Ed25519 private key (PEM), or the
+    folder cannot be written to.
     """
     if importlib.util.find_spec("cryptography") is None:
         raise StartupError("signing needs `pip install 'model-gateway[signing]'`")
@@ -126,8 +127,11 @@ def sign(folder: Path, private_key: Path) -> Path:
     path = folder / SIGNATURE_FILE
     # A gateway that looks meanwhile finds the whole file or none.
     unfinished = folder / f".{SIGNATURE_FILE}"
-    unfinished.write_bytes(key.sign(_read(folder / MANIFEST_FILE)))
-    unfinished.replace(path)
+    try:
+        unfinished.write_bytes(key.sign(_read(folder / MANIFEST_FILE)))
+        unfinished.replace(path)
+    except OSError as error:
+        raise StartupError(f"{path}: {error.strerror}") from error
     return path
 
 

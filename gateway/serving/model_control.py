@@ -53,6 +53,11 @@ class Shelf:
         """Versions to be loaded."""
         return self.chosen | (self.named & self.found.keys())
 
+    def is_complete(self, loaded: Collection[str]) -> bool:
+        """Whether everything is loaded that can be wanted; nothing at all is more likely a mistake."""
+        sound = {number for number in self.wanted if isinstance(self.found[number], VersionFolder)}
+        return bool(self.wanted) and sound <= set(loaded)
+
 
 class ModelControl:
     """The one way to change what is loaded once the gateway has started."""
@@ -85,7 +90,8 @@ class ModelControl:
         chosen = {folder.key for folder in selected(_usable(on_disk.values()), {})}
         reasons = {key: NOT_LOADED if key in chosen else LEFT_OUT for key in on_disk}
         reasons |= {key: str(found) for key, found in on_disk.items() if isinstance(found, StartupError)}
-        reasons |= self._registry.refused | self._problems
+        reasons |= self._registry.refused
+        reasons |= {key: problem for key, problem in self._problems.items() if key in on_disk}
         loaded = {version.key for version in self._registry}
         shown = loaded if only_ready else loaded | reasons.keys()
         return [
@@ -105,19 +111,9 @@ class ModelControl:
 
         All or nothing: raises `InvalidRequest` that says which file is wrong, or `InsufficientMemory`, and what was
         loaded serves on as before. Raises `NotFound` if the repository holds no such version. Whoever comes meanwhile
-        waits for its turn.
+        waits for its turn; whoever leaves gets what was asked for all the same.
         """
-        async with self._changing:
-            shelf = await self._shelf(name)
-            wanted = shelf.wanted if version is None else {version} & shelf.found.keys()
-            if not wanted:
-                raise NotFound(f"the model repository holds no {name}/{version or '<version>'}/{MODEL_FILE}")
-            if not wanted <= shelf.wanted:
-                raise InvalidRequest(f"{name}/{version} is {LEFT_OUT}; change that first")
-            new = await self._load_all(name, shelf, wanted)
-            surplus = shelf.found.keys() - shelf.chosen if version is None else ()
-            await self._exchange(name, new, surplus, shelf.named)
-            return self._registry.versions(name)
+        return await asyncio.shield(self._load_wanted(name, version))
 
     async def unload(self, name: str, version: str | None = None) -> list[str]:
         """Unload a model, or one version of it, and return when its memory is free; the versions that are left.
@@ -126,11 +122,7 @@ class ModelControl:
         `InvalidRequest` naming the route and the variant that needs a version, `NotFound` for one that is not there. A
         version that was refused is no longer waited for.
         """
-        async with self._changing:
-            removed: list[ModelVersion] = []
-            await self._routes.change_versions(name, lambda: removed.extend(self._remove(name, version)))
-            await self._free(removed)
-            return self._registry.versions(name)
+        return await asyncio.shield(self._unload_named(name, version))
 
     async def follow(self, name: str, changed: Collection[str]) -> None:
         """Do what a change on disk asks for.
@@ -151,7 +143,7 @@ class ModelControl:
                         new += await self._load_one(name, number, shelf)
             serving = loaded.keys() | {version.key.version for version in new}
             surplus = loaded.keys() - shelf.found.keys()
-            if shelf.wanted <= serving:
+            if shelf.is_complete(serving):
                 surplus |= loaded.keys() - shelf.chosen
             await self._exchange(name, new, surplus, shelf.named)
             self._forget_absent(name, shelf.found)
@@ -159,6 +151,27 @@ class ModelControl:
     def released(self) -> set[str]:
         """Models that have a version which only a route kept, and no longer does."""
         return {key.name for key in self._kept if self._variant_of(key) is None}
+
+    async def _load_wanted(self, name: str, version: str | None) -> list[str]:
+        async with self._changing:
+            shelf = await self._shelf(name)
+            if not (shelf.found if version is None else version in shelf.found):
+                raise NotFound(f"the model repository holds no {name}/{version or '<version>'}/{MODEL_FILE}")
+            wanted = shelf.wanted if version is None else {version} & shelf.wanted
+            if not wanted:
+                raise InvalidRequest(f"{name}/{version or '<version>'} is {LEFT_OUT}; change that first")
+            new = await self._load_all(name, shelf, wanted)
+            considered = shelf.found.keys() if version is None else set()
+            surplus = (considered | {key.version for key in self._kept if key.name == name}) - shelf.chosen
+            await self._exchange(name, new, surplus, shelf.named)
+            return self._registry.versions(name)
+
+    async def _unload_named(self, name: str, version: str | None) -> list[str]:
+        async with self._changing:
+            removed: list[ModelVersion] = []
+            await self._routes.change_versions(name, lambda: removed.extend(self._remove(name, version)))
+            await self._free(removed)
+            return self._registry.versions(name)
 
     async def _shelf(self, name: str) -> Shelf:
         on_disk = await asyncio.to_thread(survey, self._models)
@@ -184,9 +197,11 @@ class ModelControl:
         for number in sorted(wanted, key=_number):
             try:
                 new += await self._load_one(name, number, shelf)
-            except (StartupError, OSError) as error:
+            except Exception as error:
                 for unused in new:
                     unused.free()
+                if not isinstance(error, StartupError | OSError):
+                    raise
                 kind = InsufficientMemory if isinstance(error, NotEnoughMemory) else InvalidRequest
                 raise kind(f"nothing was loaded, what serves goes on as before: {error}") from error
         return new

@@ -111,13 +111,19 @@ class RouteTable:
             self._follow(name, stored)
 
     async def named_versions(self, names: Collection[str]) -> dict[str, set[str]]:
-        """By model, the versions that stored and last good routes name, whether these are in force or not."""
+        """By model, the versions that its stored route names, in force or not.
+
+        Where no route is in force yet, those of the last good one too.
+        """
         try:
             stored = await self._store.read(list(names))
         except StoreUnavailable:
             stored = {}
+        named = {name: _versions_in(stored.get(name)) for name in names}
         good = self._read_snapshot() or {}
-        return {name: _versions_in(stored.get(name)) | _versions_in(orjson.dumps(good.get(name))) for name in names}
+        for name in named.keys() - self._routes.keys():
+            named[name] |= _versions_in(orjson.dumps(good.get(name)))
+        return named
 
     async def _look(self, name: str) -> dict[str, bytes | None]:
         """The stored document; nothing if the store does not answer."""

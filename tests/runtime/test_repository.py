@@ -135,9 +135,11 @@ def test_a_stamp_changes_with_the_files_and_only_with_them(tmp_path: Path) -> No
     (folder / "reference.parquet").write_bytes(b"1234")
     (tmp_path / "m" / "4").mkdir()
     (tmp_path / "README.md").write_text("")
+    (folder / ".#model.onnx").symlink_to("nowhere")
     before = stamps(tmp_path)
     assert before.keys() == {ModelKey("m", "1"), ModelKey("m", "model.toml")}
     assert scan(tmp_path)[0].stamp() == before[ModelKey("m", "1")]
+    write_version(tmp_path, "lost+found", "1", CONTENT)
     assert stamps(tmp_path) == before
     (folder / "weights" / "w.bin").write_bytes(b"34")
     after = stamps(tmp_path)

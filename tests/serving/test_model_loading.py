@@ -177,6 +177,25 @@ def test_every_version_on_disk_or_loaded_is_told_with_its_state(repository: Path
         run(scenario(plane))
 
 
+def test_a_load_goes_on_when_whoever_asked_for_it_has_left(repository: Path, run: Run) -> None:
+    async def scenario(plane: Plane) -> None:
+        write_version(repository, "m", "2", onnx_models.affine(2.0))
+        loader = GatedLoader("cpu", 1, plane.loader.executor, 30.0, plane.plane.finish)
+        control = ModelControl(repository, loader, plane.plane, plane.routes, plane.metrics)
+        loading = asyncio.create_task(control.load("m"))
+        await wait_until_async(loader.started.is_set)
+        loading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await loading
+        unloading = asyncio.create_task(control.unload("m", "1"))
+        loader.gate.set()
+        assert await unloading == ["2"]
+        assert await answered_by(plane) == "2"
+
+    with plane_of(repository) as plane:
+        run(scenario(plane))
+
+
 def test_loads_and_unloads_under_traffic_cost_nobody_else_an_answer(repository: Path, run: Run) -> None:
     write_version(repository, "m", "2", onnx_models.affine(2.0))
 

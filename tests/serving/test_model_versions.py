@@ -14,7 +14,7 @@ from gateway.serving.model_control import LEFT_OUT
 from gateway.state import keys
 from gateway.state.client import Store
 from tests.support import onnx_models
-from tests.support.control import Run, answered_by, put, states
+from tests.support.control import Run, answered_by, document, put, states
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_of
@@ -103,13 +103,53 @@ class TestPolicy:
         self, repository: Path, store: Store, run: Run
     ) -> None:
         (repository.parent / "routes.json").write_bytes(
-            orjson.dumps({"m": {"variants": [{"name": "a", "version": "1", "weight": 100}]}, "other": 7})
+            orjson.dumps({"m": document("7"), "late": document("1"), "odd": 7})
         )
 
         async def scenario(plane: Plane) -> None:
             await put(store, version="9")
-            await store.set(keys.route("other"), b"no JSON")
-            assert await plane.routes.named_versions(["m", "other"]) == {"m": {"1", "9"}, "other": set()}
+            await store.set(keys.route("late"), orjson.dumps(document("2")))
+            await store.set(keys.route("odd"), b"no JSON")
+            # Of `m` a route is in force, which what was last good has become a part of.
+            expected = {"m": {"9"}, "late": {"1", "2"}, "odd": set(), "absent": set()}
+            assert await plane.routes.named_versions(expected.keys()) == expected
+
+        with plane_of(repository, store) as plane:
+            run(scenario(plane))
+
+    def test_a_choice_of_nothing_is_a_mistake_and_nothing_goes(self, repository: Path, run: Run) -> None:
+        toml = repository / "m" / "model.toml"
+
+        async def scenario(plane: Plane) -> None:
+            toml.write_text("[versions]\nspecific = [22]\n")
+            with pytest.raises(InvalidRequest, match="m/<version> is not loaded"):
+                await plane.control.load("m")
+            await plane.control.follow("m", {"model.toml"})
+            assert await answered_by(plane) == "2"
+
+        with plane_of(repository) as plane:
+            run(scenario(plane))
+
+    def test_a_folder_that_is_no_version_does_not_keep_the_old_one(self, repository: Path, run: Run) -> None:
+        async def scenario(plane: Plane) -> None:
+            write_version(repository, "m", "3", onnx_models.affine(3.0))
+            write_version(repository, "m", "3.bak", onnx_models.affine(3.0))
+            await plane.control.follow("m", {"3", "3.bak"})
+            assert plane.registry.versions("m") == ["3"]
+            assert "a version is a whole number" in (await states(plane))["m/3.bak"][1]
+
+        with plane_of(repository) as plane:
+            run(scenario(plane))
+
+    def test_what_a_route_kept_is_released_by_the_next_load_too(self, repository: Path, store: Store, run: Run) -> None:
+        async def scenario(plane: Plane) -> None:
+            await put(store, version="2")
+            await plane.routes.refresh()
+            write_version(repository, "m", "3", onnx_models.affine(3.0))
+            for version in (None, "3"):
+                assert await plane.control.load("m", version) == ["2", "3"]
+            await put(store, version="3", revision=2)
+            assert await plane.control.load("m", "3") == ["3"]
 
         with plane_of(repository, store) as plane:
             run(scenario(plane))
