@@ -25,8 +25,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import StartupError, StoreUnavailable
 from gateway.lifecycle import stop_signals
-from gateway.runtime.repository import scan
+from gateway.runtime.repository import scan, selected
 from gateway.runtime.session import Device, choose_device
+from gateway.runtime.trust import read_keys
 from gateway.settings import ENV_PREFIX, Settings
 from gateway.state.client import Store, connect, redact
 from gateway.state.embedded import EmbeddedStore
@@ -156,6 +157,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         grpc_socket = stack.enter_context(_bind_grpc(settings))
         device = choose_device(settings.device)
         folders = scan(settings.models)
+        if settings.model_keys is not None:
+            read_keys(settings.model_keys)
         # 2. The store and the collector, each a child if it is ours.
         redis_url, children = _children(settings)
         for child in children:
@@ -166,7 +169,8 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         # 3. The models, then the rules about them.
         executor = stack.enter_context(ThreadPoolExecutor(thread_budget(settings), "onnx"))
         gateway = Gateway(settings, store, await _id_key(settings, store), device, executor)
-        gateway.loader.load_all(folders, gateway.registry)
+        named = await gateway.routes.named_versions({folder.key.name for folder in folders})
+        gateway.loader.load_all(selected(folders, named), gateway.registry)
         gateway.routes.begin()
         await _first_rules(gateway)
         # 4. What runs beside the requests.
@@ -175,6 +179,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
                 gateway.routes.watch(settings.route_poll_seconds),
                 gateway.log.run(),
                 gateway.learning.run(),
+                *([gateway.poll.run(settings.model_poll_seconds)] if settings.model_poll_seconds else ()),
                 *(child.keep_running() for child in children),
             )
         )

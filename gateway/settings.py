@@ -35,6 +35,15 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
+    model_keys: Path | None = Field(
+        None, description="Ed25519 public keys (PEM); versions not signed by one of them are refused."
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="Memory of all loaded models; a load beyond it is refused. 0 is what the container has."
+    )
+    model_poll_seconds: float = Field(
+        0.0, ge=0, description="How often to look for new, changed and removed versions; 0 waits for load requests."
+    )
     data_dir: Path = Field(
         Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
     )

@@ -25,6 +25,7 @@ from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
 from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import cuda_options
+from gateway.runtime.memory import ModelMemory
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
@@ -35,6 +36,7 @@ from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
 from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
+from gateway.serving.model_poll import ModelPoll
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
@@ -95,9 +97,12 @@ class Gateway:
             *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
             cuda=cuda,
             learned=learned,
+            model_keys=settings.model_keys,
+            memory=ModelMemory(settings.model_memory_bytes),
         )
         self.learning = Learning(self.registry, learned)
-        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
+        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes, self.metrics)
+        self.poll = ModelPoll(settings.models, self.registry, self.control)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)

@@ -66,6 +66,9 @@ def test_a_file_for_one_start_does_not_leak_into_the_next(tmp_path: Path) -> Non
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     values: dict[str, tuple[str, Any]] = {
         "models": ("/srv/models", Path("/srv/models")),
+        "model_keys": ("/etc/keys.pem", Path("/etc/keys.pem")),
+        "model_memory_bytes": ("1000000", 1_000_000),
+        "model_poll_seconds": ("5", 5.0),
         "data_dir": ("/srv/data", Path("/srv/data")),
         "host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104 -- a value, nothing listens
         "port": ("9090", 9090),
@@ -152,6 +155,8 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"grpc_port": 70_000}, "grpc_port:"),
         ({"threads": -1}, "threads:"),
         ({"thread_budget": -1}, "thread_budget:"),
+        ({"model_memory_bytes": -1}, "model_memory_bytes:"),
+        ({"model_poll_seconds": -1}, "model_poll_seconds:"),
         ({"max_body_bytes": 10}, "max_body_bytes:"),
         ({"request_timeout": 0}, "request_timeout:"),
         ({"sample_rate": 1.5}, "sample_rate:"),

@@ -17,10 +17,11 @@ from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.layout import Layout
 from gateway.runtime.learned import Circumstances, LearnedState, learned_file, read_learned, remember
-from gateway.runtime.manifest import BatchingConfig, sha256_of
+from gateway.runtime.manifest import BatchingConfig
 from gateway.runtime.proof import choose_layout
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession, import_onnxruntime
+from gateway.runtime.trust import Verified, verify
 from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.tuning import (
     BUDGET_SECONDS,
@@ -69,15 +70,20 @@ class Trial:
         device: Device,
         threads: int,
         *,
+        verified: Verified | None = None,
         cores: int | None = None,
         cuda: CudaOptions = DEFAULT_CUDA,
     ) -> None:
         """`threads` of a run, 0 to measure how many of the `cores`, which are all that there are unless given.
 
-        Raises `StartupError` if the model does not load, or cannot be run as its `model.toml` says.
+        The version is read from its folder unless it was `verified` before. Raises `StartupError` if the model does not
+        load, or cannot be run as its `model.toml` says.
         """
         self._path = folder.model_path
-        self._open = partial(OnnxSession, folder.model_path, device, config=folder.config, cuda=cuda)
+        verified = verify(folder.folder) if verified is None else verified
+        self._open = partial(
+            OnnxSession, folder.model_path, device, content=verified.content, config=folder.config, cuda=cuda
+        )
         cores = usable_cores() if cores is None else cores
         batching = folder.config.batching
         _refuse_on_device(self._path, batching, device, cores)
@@ -90,7 +96,7 @@ class Trial:
         first.know_rows(self.layout.signature)
         self.policy = policy_of(batching, shares_runs=self.layout.shares_runs)
         self.circumstances = Circumstances(
-            sha256=sha256_of(self._path),
+            sha256=verified.digest,
             device=device,
             onnxruntime=import_onnxruntime().__version__,
             cores=cores,
@@ -128,6 +134,13 @@ class Trial:
         tuner.last.choose()
         return tuner
 
+    def warm(self, core_use: CoreUse, rows: int) -> None:
+        """Run every size up to `rows` that may occur: ONNX Runtime plans memory for each when it is first run."""
+        session = self.session(core_use.threads)
+        for size in _affordable(self.policy.sizes, session.signature):
+            if size <= rows and session.warm_up(size) is None:
+                return
+
     def keep(self, core_use: CoreUse, tuner: Tuner) -> WarmModel:
         """The model as it is going to be run; the other sessions are closed."""
         session = self.session(core_use.threads)
@@ -153,6 +166,7 @@ def warm_model(
     threads: int,
     learned: Path | None,
     *,
+    verified: Verified | None = None,
     cores: int | None = None,
     cuda: CudaOptions = DEFAULT_CUDA,
 ) -> WarmModel:
@@ -160,7 +174,7 @@ def warm_model(
 
     The rest is as for `Trial`. Raises `StartupError` that names the file and what is wrong.
     """
-    trial = Trial(folder, device, threads, cores=cores, cuda=cuda)
+    trial = Trial(folder, device, threads, verified=verified, cores=cores, cuda=cuda)
     state = None
     if learned is not None:
         state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.core_uses)
@@ -168,7 +182,7 @@ def warm_model(
         tuner = trial.tuner()
         state.restore(tuner)
         core_use = state.core_use
-        trial.session(core_use.threads).warm_up()
+        trial.warm(core_use, tuner.last.rows)
     else:
         samples = trial.measured(trial.policy.sizes)
         core_use = best_core_use(samples, trial.policy.slo) if samples else trial.core_uses[0]

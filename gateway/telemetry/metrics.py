@@ -71,6 +71,15 @@ PREDICTED_P99 = Instrument(
     "From arrival to the end of a run with the chosen rows at the 99th percentile, as learned.",
     _VERSION,
 )
+MODEL_MEMORY = Instrument(
+    "gateway_model_memory_bytes", "gauge", "Memory that a version took when it was loaded, measured.", _VERSION
+)
+LOAD_FAILURES = Instrument(
+    "gateway_model_load_failures_total",
+    "counter",
+    "Versions that were to be loaded after the start and could not.",
+    _VERSION,
+)
 ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
 ROUTE_WEIGHT = Instrument(
     "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
@@ -202,7 +211,8 @@ class GatewayMetrics(Collector):
         self.registry.register(self)
         self._versions: dict[ModelKey, VersionMetrics] = {}
         self._counters: dict[Instrument, Counter[Labels]] = {
-            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
+            instrument: Counter()
+            for instrument in (ERRORS, LOAD_FAILURES, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
         }
         self._gauges: list[Callable[[], Iterable[Gauge]]] = []
 
