@@ -175,6 +175,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
                 gateway.routes.watch(settings.route_poll_seconds),
                 gateway.log.run(),
                 gateway.learning.run(),
+                gateway.layout_contests.run(),
                 *(child.keep_running() for child in children),
             )
         )

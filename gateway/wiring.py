@@ -30,6 +30,7 @@ from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.layout_contest import LayoutContests
 from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
@@ -81,6 +82,7 @@ class Gateway:
         learned = settings.data_dir / LEARNED_FOLDER
         self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish, learned)
         self.learning = Learning(self.registry, learned)
+        self.layout_contests = LayoutContests(self.registry)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

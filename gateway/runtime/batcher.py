@@ -112,6 +112,11 @@ class DynamicBatcher:
         """Of the queued works whose own timeout is shorter than everybody's."""
         self.queued_rows = 0
 
+    def use(self, runner: Runner, tuner: Tuner, max_runs: int) -> None:
+        """Run otherwise from the next run on; the signature is the same."""
+        self._runner, self._tuner, self._max_runs = runner, tuner, max_runs
+        self._schedule()
+
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
 
@@ -276,28 +281,15 @@ class DynamicBatcher:
         if inputs is None:
             self._schedule()
             return
-        cost = self._cost_of(works)
+        cost = self._tuner.of(works[0].bucket[: self._shape_length]).cost
         if self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS:
-            ran = self._run(inputs)
+            ran = _run(self._runner, inputs)
             self._learn(cost, rows, ran)
             self._finish(works, inputs, started, ran.outcome)
             return
         self._running += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs)
-        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
-
-    def _cost_of(self, works: list[Work]) -> CostModel:
-        return self._tuner.of(works[0].bucket[: self._shape_length]).cost
-
-    def _run(self, inputs: dict[str, Array]) -> Ran:
-        """The outputs, or what the run raised, and what it took; on either thread."""
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        try:
-            outcome: list[Array] | Exception = self._runner.run(inputs)
-        except Exception as error:
-            outcome = error
-        # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
-        return Ran(outcome, time.perf_counter() - started, time.thread_time() - cpu_started)
+        running = asyncio.get_running_loop().run_in_executor(self._executor, _run, self._runner, inputs)
+        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, cost, future))
 
     def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
         if isinstance(ran.outcome, Exception):
@@ -315,11 +307,12 @@ class DynamicBatcher:
         works: list[Work],
         inputs: dict[str, Array],
         started: float,
+        cost: CostModel,
         future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
         ran = future.result()
-        self._learn(self._cost_of(works), _rows(works), ran)
+        self._learn(cost, _rows(works), ran)
         self._finish(works, inputs, started, ran.outcome)
 
     def _finish(
@@ -365,6 +358,17 @@ class DynamicBatcher:
             self._buckets[work.bucket] = deque([work])
             work.is_queued = True
             self.queued_rows += work.rows
+
+
+def _run(runner: Runner, inputs: dict[str, Array]) -> Ran:
+    """The outputs, or what the run raised, and what it took; on either thread."""
+    started, cpu_started = time.perf_counter(), time.thread_time()
+    try:
+        outcome: list[Array] | Exception = runner.run(inputs)
+    except Exception as error:
+        outcome = error
+    # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+    return Ran(outcome, time.perf_counter() - started, time.thread_time() - cpu_started)
 
 
 def _rows(works: list[Work]) -> int:

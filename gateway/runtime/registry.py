@@ -38,19 +38,35 @@ class ModelVersion:
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
+    spare: WarmModel | None = field(init=False)
+    """The other way to run it, until it is known which one is faster under load."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
         self.is_batchable = self.signature.is_batchable
+        self.spare = self.warm.spare
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+    def exchange(self) -> None:
+        """Run it the other way from the next run on; there must be one."""
+        assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
+        self.warm, self.spare = self.spare, self.warm
+        self.session = self.warm.session
+        self.batcher.use(self.session, self.warm.tuner, self.warm.layout.runs)
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
         await self.batcher.close()
-        # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
+        self.free()
+
+    def free(self) -> None:
+        """Free the model's memory. Nothing may be in flight."""
+        # The batcher and its callback refer to each other, and so would keep the sessions until the garbage collector
         # looks, which is rarely.
         self.session.close()
+        if self.spare is not None and self.spare.session is not self.session:
+            self.spare.session.close()
 
 
 def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:

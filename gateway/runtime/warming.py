@@ -23,7 +23,7 @@ from gateway.runtime.tuning import (
     ROUNDS,
     Layout,
     Samples,
-    best_layout,
+    best_layouts,
     layouts,
     measure,
     points,
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LEARNED_FOLDER = "learned"
 """In the data directory."""
+SPARE_BYTES = 256 * 2**20
+"""Of a model file: two sessions of a larger one are not kept."""
 TRIAL_BYTES = 32 * 2**20
 """Of inputs in a run of zeros: ONNX Runtime keeps the memory that it once took. Larger runs are tried in traffic."""
 
@@ -48,6 +50,8 @@ class WarmModel:
     layout: Layout
     tuner: Tuner
     circumstances: Circumstances
+    spare: WarmModel | None = None
+    """Another way to run it that may be faster than it was measured."""
 
     def state(self) -> LearnedState:
         """What was learned up to now, for the next start."""
@@ -110,13 +114,17 @@ class Trial:
         tuner.last.choose()
         return tuner
 
-    def keep(self, layout: Layout, tuner: Tuner) -> WarmModel:
-        """The model as it is going to be run; the other sessions are closed."""
-        session = self.session(layout.threads)
-        for other in self._sessions.values():
-            if other is not session:
-                other.close()
-        return WarmModel(session, layout, tuner, self.circumstances)
+    def keep(self, tuners: dict[Layout, Tuner]) -> WarmModel:
+        """The model as it is going to be run, in the first of one or two layouts; other sessions are closed."""
+        kept = {layout.threads for layout in tuners}
+        for threads, session in self._sessions.items():
+            if threads not in kept:
+                session.close()
+        warm = None
+        for layout, tuner in reversed(tuners.items()):
+            warm = WarmModel(self.session(layout.threads), layout, tuner, self.circumstances, spare=warm)
+        assert warm is not None  # noqa: S101 -- there is at least one
+        return warm
 
     def _measure(
         self, candidates: tuple[Layout, ...], sizes: tuple[int, ...], budget: float, rounds: int
@@ -141,21 +149,25 @@ def warm_model(folder: VersionFolder, device: Device, threads: int, learned: Pat
     if state is not None:
         tuner = trial.tuner()
         state.restore(tuner)
-        layout = state.layout
-        trial.session(layout.threads).warm_up()
+        trial.session(state.threads).warm_up()
+        tuners = {state.layout: tuner}
     else:
         samples = trial.measured(trial.policy.sizes)
-        layout = best_layout(samples, trial.policy.slo) if samples else trial.layouts[0]
-        tuner = trial.tuner(samples.get(layout))
-    report(folder, tuner, layout)
-    return trial.keep(layout, tuner)
+        chosen = best_layouts(samples, trial.policy.slo) if samples else trial.layouts[:1]
+        # The other one is kept only where the model is small beside what a gateway needs anyway.
+        kept = chosen if folder.model_path.stat().st_size <= SPARE_BYTES else chosen[:1]
+        tuners = {layout: trial.tuner(samples.get(layout)) for layout in kept}
+    warm = trial.keep(tuners)
+    report(folder, warm)
+    return warm
 
 
-def report(folder: VersionFolder, tuner: Tuner, layout: Layout) -> None:
+def report(folder: VersionFolder, warm: WarmModel) -> None:
     """What was chosen, in the log; a warning where the target is out of reach."""
-    shape, slo = tuner.last, tuner.policy.slo
+    shape, slo = warm.tuner.last, warm.tuner.policy.slo
     point = shape.point(shape.rows)
-    logger.info("%s: %s, up to %d rows in a run", folder.key, layout, shape.rows)
+    rest = "" if warm.spare is None else f"; {warm.spare.layout} will be tried under load"
+    logger.info("%s: %s, up to %d rows in a run%s", folder.key, warm.layout, shape.rows, rest)
     if slo is not None and math.isfinite(point.latency) and point.latency > slo:
         logger.warning(
             "%s: slo_ms cannot be kept: %.1f ms is what a request may wait for, with the %d rows that are the fastest",

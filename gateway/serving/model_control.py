@@ -93,7 +93,7 @@ class ModelControl:
                 new.append(self._loader.load(usable(on_disk[key])))
             except (StartupError, OSError) as error:
                 for unused in new:
-                    unused.session.close()
+                    unused.free()
                 raise InvalidRequest(f"nothing was loaded, what serves goes on as before: {error}") from error
         return new
 

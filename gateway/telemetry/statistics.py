@@ -31,6 +31,11 @@ class VersionStatistics:
         self._by_size: dict[int, list[float]] = {}
         """Rows of a run -> runs, seconds of the runs, seconds of answering."""
 
+    @property
+    def rows(self) -> int:
+        """Rows of the answered requests."""
+        return self._rows
+
     def record(self, requests: int, rows: int, queued: float, batch_rows: int, started: float, finished: float) -> None:
         """Add an answered batch: its requests, their rows, the sum of their waits, and the run that they shared."""
         infer = finished - started
