@@ -50,7 +50,7 @@ def tune(
     if not samples:
         raise StartupError(f"{folder.key} refuses rows of zeros, so there is nothing to measure it with")
     path = learned_file(settings.data_dir / LEARNED_FOLDER, folder.key)
-    learned = read_learned(path, trial.circumstances, trial.layouts)
+    learned = read_learned(path, trial.circumstances, trial.core_uses)
     report = tuning_report.report(folder.key, batching, trial.policy, samples, learned)
     tables.stdout_console().print(report)
 

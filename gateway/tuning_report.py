@@ -15,7 +15,7 @@ from gateway.runtime.choice import RUNS_WAITED_FOR, Point, choose
 from gateway.runtime.learned import LearnedState
 from gateway.runtime.manifest import LEARNED_ROWS_LIMIT, BatchingConfig
 from gateway.runtime.tuner import BatchPolicy, ShapeTuner, Tuner
-from gateway.runtime.tuning import Layout, Samples, best_layouts, powers_of_two
+from gateway.runtime.tuning import CoreUse, Samples, best_core_uses, powers_of_two
 from gateway.types import ModelKey
 
 COMPARED = (1, 8, 32)
@@ -35,20 +35,20 @@ def report(
     key: ModelKey,
     batching: BatchingConfig,
     policy: BatchPolicy,
-    samples: Mapping[Layout, Samples],
+    samples: Mapping[CoreUse, Samples],
     learned: LearnedState | None,
 ) -> RenderableType:
     """For a terminal. `samples` are not empty; `learned` is what a gateway knew of the version."""
-    layout = best_layouts(samples, policy.slo)[0]
+    core_use = best_core_uses(samples, policy.slo)[0]
     parts: list[RenderableType] = [Text(f"{key}, rows of zeros", "bold")]
     for measured, curve in sorted(samples.items()):
-        note = ", the better" if measured == layout and len(samples) > 1 else ""
+        note = ", the better" if measured == core_use and len(samples) > 1 else ""
         parts += [Text(f"\n{measured}{note}"), _curve(points_of(curve), measured, policy)]
-    points = points_of(samples[layout])
+    points = points_of(samples[core_use])
     parts += [
-        _plot(points, layout),
-        _choice(points, layout, batching, policy),
-        _fixed(points, layout, batching, policy),
+        _plot(points, core_use),
+        _choice(points, core_use, batching, policy),
+        _fixed(points, core_use, batching, policy),
     ]
     if learned is not None:
         parts.append(_learned(learned, policy))
@@ -70,24 +70,24 @@ def _chosen(points: Sequence[Point], policy: BatchPolicy) -> Point:
     return choose([point for point in points if point.rows in policy.sizes] or points, slo=policy.slo)
 
 
-def _curve(points: Sequence[Point], layout: Layout, policy: BatchPolicy) -> Table:
+def _curve(points: Sequence[Point], core_use: CoreUse, policy: BatchPolicy) -> Table:
     table = _table("rows", "ms mean", "ms p99", "ms p99 with wait", "rows/s", "")
     chosen = _chosen(points, policy)
     for point in points:
         misses = policy.slo is not None and point.latency > policy.slo
         mark = "chosen" if point == chosen else ""
         remark = "misses slo_ms" if misses else ""
-        table.add_row(*_numbers(point, layout), ", ".join(filter(None, (mark, remark))))
+        table.add_row(*_numbers(point, core_use), ", ".join(filter(None, (mark, remark))))
     return table
 
 
-def _plot(points: Sequence[Point], layout: Layout) -> Text:
+def _plot(points: Sequence[Point], core_use: CoreUse) -> Text:
     """A bar for the rate, linear, and marks for the times, logarithmic."""
     text = Text(f"\n{'rows':>5}  {'rows/s':<{PLOT_WIDTH}}  ms, logarithmic: o mean, | p99\n")
-    best = max(point.rate(layout.runs) for point in points)
+    best = max(point.rate(core_use.runs) for point in points)
     low, high = math.log(points[0].seconds), math.log(max(point.p99 for point in points))
     for point in points:
-        bar = "#" * max(1, round(PLOT_WIDTH * point.rate(layout.runs) / best))
+        bar = "#" * max(1, round(PLOT_WIDTH * point.rate(core_use.runs) / best))
         marks = [" "] * PLOT_WIDTH
         for mark, seconds in (("|", point.p99), ("o", point.seconds)):
             place = (math.log(seconds) - low) / (high - low) if high > low else 0.0
@@ -96,10 +96,10 @@ def _plot(points: Sequence[Point], layout: Layout) -> Text:
     return text
 
 
-def _choice(points: Sequence[Point], layout: Layout, batching: BatchingConfig, policy: BatchPolicy) -> Text:
+def _choice(points: Sequence[Point], core_use: CoreUse, batching: BatchingConfig, policy: BatchPolicy) -> Text:
     chosen = _chosen(points, policy)
     how = "learned" if batching.fixed_rows is None else "of those that model.toml allows"
-    text = Text(f"choice: {layout}, up to {chosen.rows} rows in a run ({how})", "bold")
+    text = Text(f"choice: {core_use}, up to {chosen.rows} rows in a run ({how})", "bold")
     if policy.slo is not None:
         verb = "keeps" if chosen.latency <= policy.slo else "cannot keep"
         text.append(
@@ -108,7 +108,7 @@ def _choice(points: Sequence[Point], layout: Layout, batching: BatchingConfig, p
     return text
 
 
-def _fixed(points: Sequence[Point], layout: Layout, batching: BatchingConfig, policy: BatchPolicy) -> Table:
+def _fixed(points: Sequence[Point], core_use: CoreUse, batching: BatchingConfig, policy: BatchPolicy) -> Table:
     table = _table("fixed at", "rows/s", "of the choice", "ms p99 with wait", "")
     chosen = _chosen(points, policy)
     known = {point.rows: point for point in points}
@@ -124,8 +124,8 @@ def _fixed(points: Sequence[Point], layout: Layout, batching: BatchingConfig, po
             continue
         if policy.slo is not None and point.latency > policy.slo:
             remarks.append("misses slo_ms")
-        rate = point.rate(layout.runs)
-        share = f"{rate / chosen.rate(layout.runs):.0%}"
+        rate = point.rate(core_use.runs)
+        share = f"{rate / chosen.rate(core_use.runs):.0%}"
         table.add_row(str(rows), f"{rate:,.0f}", share, f"{point.latency * 1e3:.2f}", ", ".join(remarks))
     return table
 
@@ -138,18 +138,18 @@ def _learned(state: LearnedState, policy: BatchPolicy) -> RenderableType:
     points = [shape.point(int(size.rows)) for size in shape.cost.classes]
     a, b = shape.cost.line
     title = (
-        f"\nlearned from traffic: {state.layout}, up to {shape.rows} rows in a run; "
+        f"\nlearned from traffic: {state.core_use}, up to {shape.rows} rows in a run; "
         f"{a * 1e3:.3f} ms + {b * 1e3:.4f} ms a row; {len(state.shapes)} shapes"
     )
     table = _table("rows", "ms mean", "ms p99", "ms p99 with wait", "rows/s")
     for point in points:
-        table.add_row(*_numbers(point, state.layout))
+        table.add_row(*_numbers(point, state.core_use))
     return Group(Text(title, "bold"), table)
 
 
-def _numbers(point: Point, layout: Layout) -> tuple[str, ...]:
+def _numbers(point: Point, core_use: CoreUse) -> tuple[str, ...]:
     times = (f"{seconds * 1e3:.3f}" for seconds in (point.seconds, point.p99, point.latency))
-    return str(point.rows), *times, f"{point.rate(layout.runs):,.0f}"
+    return str(point.rows), *times, f"{point.rate(core_use.runs):,.0f}"
 
 
 def _table(*columns: str) -> Table:

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from gateway.runtime.cost_model import MEMORY, CostModel, SizeClass
 from gateway.runtime.manifest import Document, explain
 from gateway.runtime.tuner import MAX_SHAPES, ShapeTuner, Tuner
-from gateway.runtime.tuning import Layout
+from gateway.runtime.tuning import CoreUse
 from gateway.types import ModelKey
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ class LearnedState(Document):
     """The one that was run last stands last."""
 
     @property
-    def layout(self) -> Layout:
+    def core_use(self) -> CoreUse:
         """How the cores were used."""
-        return Layout(self.runs, self.threads)
+        return CoreUse(self.runs, self.threads)
 
     @property
     def is_of_use(self) -> bool:
@@ -91,12 +91,12 @@ class LearnedState(Document):
             tuner.add(shape.bucket, ShapeTuner(tuner.policy, cost))
 
 
-def remember(circumstances: Circumstances, layout: Layout, tuner: Tuner) -> LearnedState:
+def remember(circumstances: Circumstances, core_use: CoreUse, tuner: Tuner) -> LearnedState:
     """The state to be written; `tuner` is not used by another thread meanwhile."""
     return LearnedState(
         circumstances=circumstances,
-        runs=layout.runs,
-        threads=layout.threads,
+        runs=core_use.runs,
+        threads=core_use.threads,
         shapes=tuple(
             LearnedShape(
                 bucket=bucket,
@@ -114,8 +114,8 @@ def learned_file(folder: Path, key: ModelKey) -> Path:
     return folder / key.name / f"{key.version}.json"
 
 
-def read_learned(path: Path, circumstances: Circumstances, layouts: Sequence[Layout]) -> LearnedState | None:
-    """What was learned in these circumstances and with one of these layouts; None, and why in the log, if nothing."""
+def read_learned(path: Path, circumstances: Circumstances, core_uses: Sequence[CoreUse]) -> LearnedState | None:
+    """What was learned in these circumstances and with one of these core_uses; None, and why in the log, if nothing."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
@@ -128,8 +128,8 @@ def read_learned(path: Path, circumstances: Circumstances, layouts: Sequence[Lay
     if state.circumstances != circumstances:
         logger.info("%s is not used: the model, the device, the cores or ONNX Runtime's version changed", path)
         return None
-    if state.layout not in layouts:
-        logger.info("%s is not used: it was learned with %s", path, state.layout)
+    if state.core_use not in core_uses:
+        logger.info("%s is not used: it was learned with %s", path, state.core_use)
         return None
     return state
 

@@ -53,7 +53,7 @@ class ModelVersion:
         assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
         self.warm, self.spare = self.spare, self.warm
         self.session = self.warm.session
-        self.batcher.use(self.session, self.warm.tuner, self.warm.layout.runs)
+        self.batcher.use(self.session, self.warm.tuner, self.warm.core_use.runs)
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
@@ -193,7 +193,7 @@ class Loader:
             session,
             self.executor,
             tuner=warm.tuner,
-            max_runs=warm.layout.runs,
+            max_runs=warm.core_use.runs,
             max_delay=limits.max_delay_ms / 1e3,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,

@@ -46,7 +46,7 @@ PATIENCE = 2.0
 """How many times longer than on all cores a run of the same rows may take for it: a lone caller waits for that."""
 
 
-class Layout(NamedTuple):
+class CoreUse(NamedTuple):
     """How the cores are used: runs side by side, and ONNX Runtime's threads in each."""
 
     runs: int
@@ -57,14 +57,14 @@ class Layout(NamedTuple):
         return f"{runs} on {self.threads} thread{'s' if self.threads > 1 else ''}"
 
 
-def layouts(instances: int | None, threads: int | None, cores: int) -> tuple[Layout, ...]:
+def core_uses(instances: int | None, threads: int | None, cores: int) -> tuple[CoreUse, ...]:
     """Those that may be chosen from, given what operators fixed (`instances` runs, `threads` in each)."""
     if instances is not None:
-        return (Layout(instances, threads or max(1, cores // instances)),)
+        return (CoreUse(instances, threads or max(1, cores // instances)),)
     if threads is not None:
-        options: tuple[Layout, ...] = (Layout(1, threads), Layout(max(1, cores // threads), threads))
+        options: tuple[CoreUse, ...] = (CoreUse(1, threads), CoreUse(max(1, cores // threads), threads))
     else:
-        options = (Layout(1, 1), Layout(1, cores), Layout(cores, 1))
+        options = (CoreUse(1, 1), CoreUse(1, cores), CoreUse(cores, 1))
     return tuple(dict.fromkeys(options))
 
 
@@ -74,13 +74,13 @@ def powers_of_two(limit: int) -> tuple[int, ...]:
 
 
 def measure(
-    runs: Mapping[Layout, Run], sizes: Sequence[int], budget: float = BUDGET_SECONDS, rounds: int = ROUNDS
-) -> dict[Layout, Samples]:
-    """Seconds of runs by layout and rows; nothing if the model refuses made-up values.
+    runs: Mapping[CoreUse, Run], sizes: Sequence[int], budget: float = BUDGET_SECONDS, rounds: int = ROUNDS
+) -> dict[CoreUse, Samples]:
+    """Seconds of runs by core_use and rows; nothing if the model refuses made-up values.
 
     `sizes` ascend; the first of them is measured in any case.
     """
-    samples: dict[Layout, Samples] = {layout: {} for layout in runs}
+    samples: dict[CoreUse, Samples] = {core_use: {} for core_use in runs}
     for run in runs.values():
         # The very first run allocates, and on CUDA loads kernels: it says nothing about the next.
         if run(sizes[0]) is None:
@@ -88,36 +88,36 @@ def measure(
     spent = 0.0
     for _ in range(rounds):
         for rows in sizes:
-            for layout, run in runs.items():
-                if not _is_worth(samples, layout, rows, budget) or (spent > budget and samples[layout]):
+            for core_use, run in runs.items():
+                if not _is_worth(samples, core_use, rows, budget) or (spent > budget and samples[core_use]):
                     continue
                 seconds = run(rows)
                 if seconds is None:
                     return {}
-                samples[layout].setdefault(rows, []).append(seconds)
+                samples[core_use].setdefault(rows, []).append(seconds)
                 spent += seconds
     return samples
 
 
-def _is_worth(samples: Mapping[Layout, Samples], layout: Layout, rows: int, budget: float) -> bool:
-    known = samples[layout]
+def _is_worth(samples: Mapping[CoreUse, Samples], core_use: CoreUse, rows: int, budget: float) -> bool:
+    known = samples[core_use]
     smaller = max((size for size in known if size < rows), default=None)
     if rows not in known:
         if smaller is None:
             return True
         expected = min(known[smaller]) * rows / smaller
-        return expected <= LARGEST_SHARE * budget and not _is_slower(samples, layout, smaller, HOPELESS)
+        return expected <= LARGEST_SHARE * budget and not _is_slower(samples, core_use, smaller, HOPELESS)
     is_settled = len(known[rows]) >= SETTLED
-    return not (is_settled and _is_slower(samples, layout, rows, CONTENDER))
+    return not (is_settled and _is_slower(samples, core_use, rows, CONTENDER))
 
 
-def _is_slower(samples: Mapping[Layout, Samples], layout: Layout, rows: int, share: float) -> bool:
-    """Whether a size, if its runs are not short anyway, has less than a share of the best rate of all layouts."""
+def _is_slower(samples: Mapping[CoreUse, Samples], core_use: CoreUse, rows: int, share: float) -> bool:
+    """Whether a size, if its runs are not short anyway, has less than a share of the best rate of all core_uses."""
     rates = {
         (one, size): one.runs * size / min(seconds) for one, sizes in samples.items() for size, seconds in sizes.items()
     }
-    seconds = min(samples[layout][rows])
-    return seconds >= INLINE_SECONDS and rates[layout, rows] < share * max(rates.values())
+    seconds = min(samples[core_use][rows])
+    return seconds >= INLINE_SECONDS and rates[core_use, rows] < share * max(rates.values())
 
 
 def points(samples: Samples) -> list[Point]:
@@ -125,14 +125,14 @@ def points(samples: Samples) -> list[Point]:
     return [Point(rows, min(seconds), min(seconds) * FIRST_P99) for rows, seconds in sorted(samples.items())]
 
 
-def best_layouts(samples: Mapping[Layout, Samples], slo: float | None = None) -> list[Layout]:
+def best_core_uses(samples: Mapping[CoreUse, Samples], slo: float | None = None) -> list[CoreUse]:
     """The one to use of those measured: one, or one run at a time and several side by side.
 
     The other comes second where it would do as well, and may be faster than it was measured.
     """
     alone, apart = min(samples), max(samples)
-    curves = {layout: points(samples[layout]) for layout in (alone, apart)}
-    chosen = {layout: choose(curve, slo=slo) for layout, curve in curves.items()}
+    curves = {core_use: points(samples[core_use]) for core_use in (alone, apart)}
+    chosen = {core_use: choose(curve, slo=slo) for core_use, curve in curves.items()}
     if alone == apart:
         return [alone]
     if slo is not None and (chosen[alone].latency <= slo) != (chosen[apart].latency <= slo):

@@ -21,10 +21,10 @@ from gateway.runtime.tuning import (
     BUDGET_SECONDS,
     PARALLEL_SECONDS,
     ROUNDS,
-    Layout,
+    CoreUse,
     Samples,
-    best_layouts,
-    layouts,
+    best_core_uses,
+    core_uses,
     measure,
     points,
     powers_of_two,
@@ -47,7 +47,7 @@ class WarmModel:
     """A session that has run, how the cores are used for it, and what is known about its runs."""
 
     session: OnnxSession
-    layout: Layout
+    core_use: CoreUse
     tuner: Tuner
     circumstances: Circumstances
     spare: WarmModel | None = None
@@ -55,7 +55,7 @@ class WarmModel:
 
     def state(self) -> LearnedState:
         """What was learned up to now, for the next start."""
-        return remember(self.circumstances, self.layout, self.tuner)
+        return remember(self.circumstances, self.core_use, self.tuner)
 
 
 class Trial:
@@ -70,9 +70,9 @@ class Trial:
         cores = len(os.sched_getaffinity(0))
         batching = folder.config.batching
         _refuse_on_device(self._path, batching, device, cores)
-        self.layouts = _layouts(batching, device, threads, cores)
+        self.core_uses = _core_uses(batching, device, threads, cores)
         self._sessions: dict[int, OnnxSession] = {}
-        self.signature = self.session(self.layouts[0].threads).signature
+        self.signature = self.session(self.core_uses[0].threads).signature
         if not self.signature.is_batchable:
             _refuse_batching(self._path, batching)
         self.policy = policy_of(batching, is_batchable=self.signature.is_batchable)
@@ -91,12 +91,12 @@ class Trial:
 
     def measured(
         self, sizes: tuple[int, ...], *, budget: float = BUDGET_SECONDS, rounds: int = ROUNDS
-    ) -> dict[Layout, Samples]:
-        """Samples of the layouts that deserve it, for ascending numbers of rows; empty if the model refuses zeros."""
+    ) -> dict[CoreUse, Samples]:
+        """Samples of the core_uses that deserve it, for ascending numbers of rows; empty if the model refuses zeros."""
         sizes = _affordable(sizes, self.signature)
-        one = Layout(1, 1)
-        if one not in self.layouts or len(self.layouts) == 1:
-            return self._measure(self.layouts, sizes, budget, rounds)
+        one = CoreUse(1, 1)
+        if one not in self.core_uses or len(self.core_uses) == 1:
+            return self._measure(self.core_uses, sizes, budget, rounds)
         # Enough for a model that is fast; what is found out about another is that it is not.
         samples = self._measure((one,), sizes, budget / 4, rounds)
         if not samples:
@@ -104,7 +104,7 @@ class Trial:
         tuner = self.tuner(samples[one])
         if tuner.last.point(tuner.last.rows).seconds <= PARALLEL_SECONDS:
             return samples
-        return self._measure(self.layouts[1:], sizes, budget, rounds)
+        return self._measure(self.core_uses[1:], sizes, budget, rounds)
 
     def tuner(self, samples: Samples | None = None) -> Tuner:
         """One that knows what was measured."""
@@ -114,25 +114,25 @@ class Trial:
         tuner.last.choose()
         return tuner
 
-    def keep(self, tuners: dict[Layout, Tuner]) -> WarmModel:
-        """The model as it is going to be run, in the first of one or two layouts; other sessions are closed."""
-        kept = {layout.threads for layout in tuners}
+    def keep(self, tuners: dict[CoreUse, Tuner]) -> WarmModel:
+        """The model as it is going to be run, in the first of one or two core_uses; other sessions are closed."""
+        kept = {core_use.threads for core_use in tuners}
         for threads, session in self._sessions.items():
             if threads not in kept:
                 session.close()
         warm = None
-        for layout, tuner in reversed(tuners.items()):
-            warm = WarmModel(self.session(layout.threads), layout, tuner, self.circumstances, spare=warm)
+        for core_use, tuner in reversed(tuners.items()):
+            warm = WarmModel(self.session(core_use.threads), core_use, tuner, self.circumstances, spare=warm)
         assert warm is not None  # noqa: S101 -- there is at least one
         return warm
 
     def _measure(
-        self, candidates: tuple[Layout, ...], sizes: tuple[int, ...], budget: float, rounds: int
-    ) -> dict[Layout, Samples]:
-        with ThreadPoolExecutor(max(layout.runs for layout in candidates)) as workers:
+        self, candidates: tuple[CoreUse, ...], sizes: tuple[int, ...], budget: float, rounds: int
+    ) -> dict[CoreUse, Samples]:
+        with ThreadPoolExecutor(max(core_use.runs for core_use in candidates)) as workers:
             runs = {
-                layout: side_by_side(self.session(layout.threads).warm_up, layout.runs, workers)
-                for layout in candidates
+                core_use: side_by_side(self.session(core_use.threads).warm_up, core_use.runs, workers)
+                for core_use in candidates
             }
             return measure(runs, sizes, budget, rounds)
 
@@ -145,18 +145,18 @@ def warm_model(folder: VersionFolder, device: Device, threads: int, learned: Pat
     trial = Trial(folder, device, threads)
     state = None
     if learned is not None:
-        state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.layouts)
+        state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.core_uses)
     if state is not None:
         tuner = trial.tuner()
         state.restore(tuner)
         trial.session(state.threads).warm_up()
-        tuners = {state.layout: tuner}
+        tuners = {state.core_use: tuner}
     else:
         samples = trial.measured(trial.policy.sizes)
-        chosen = best_layouts(samples, trial.policy.slo) if samples else trial.layouts[:1]
+        chosen = best_core_uses(samples, trial.policy.slo) if samples else trial.core_uses[:1]
         # The other one is kept only where the model is small beside what a gateway needs anyway.
         kept = chosen if folder.model_path.stat().st_size <= SPARE_BYTES else chosen[:1]
-        tuners = {layout: trial.tuner(samples.get(layout)) for layout in kept}
+        tuners = {core_use: trial.tuner(samples.get(core_use)) for core_use in kept}
     warm = trial.keep(tuners)
     report(folder, warm)
     return warm
@@ -166,8 +166,8 @@ def report(folder: VersionFolder, warm: WarmModel) -> None:
     """What was chosen, in the log; a warning where the target is out of reach."""
     shape, slo = warm.tuner.last, warm.tuner.policy.slo
     point = shape.point(shape.rows)
-    rest = "" if warm.spare is None else f"; {warm.spare.layout} will be tried under load"
-    logger.info("%s: %s, up to %d rows in a run%s", folder.key, warm.layout, shape.rows, rest)
+    rest = "" if warm.spare is None else f"; {warm.spare.core_use} will be tried under load"
+    logger.info("%s: %s, up to %d rows in a run%s", folder.key, warm.core_use, shape.rows, rest)
     if slo is not None and math.isfinite(point.latency) and point.latency > slo:
         logger.warning(
             "%s: slo_ms cannot be kept: %.1f ms is what a request may wait for, with the %d rows that are the fastest",
@@ -184,12 +184,12 @@ def policy_of(batching: BatchingConfig, *, is_batchable: bool) -> BatchPolicy:
     return BatchPolicy(sizes, slo, is_preferred=batching.preferred_batch_rows is not None)
 
 
-def _layouts(batching: BatchingConfig, device: Device, threads: int, cores: int) -> tuple[Layout, ...]:
+def _core_uses(batching: BatchingConfig, device: Device, threads: int, cores: int) -> tuple[CoreUse, ...]:
     """`model.toml` comes before the gateway's setting, which means one run at a time where it says anything."""
     instances = batching.instances
     if batching.threads is None and (threads or device == "cuda"):
-        return layouts(instances or 1, threads or 1, cores)
-    return layouts(instances, batching.threads, cores)
+        return core_uses(instances or 1, threads or 1, cores)
+    return core_uses(instances, batching.threads, cores)
 
 
 def _refuse_on_device(path: Path, batching: BatchingConfig, device: Device, cores: int) -> None:

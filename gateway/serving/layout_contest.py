@@ -75,7 +75,7 @@ class Contest:
         return Decision(exchange, is_over)
 
 
-class LayoutContests:
+class CoreContests:
     """Looks after the contests of all loaded versions that have two ways to be run."""
 
     def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,4 +101,4 @@ class LayoutContests:
                 version.exchange()
             if decision.is_over:
                 version.spare = None
-                logger.info("%s: %s it is, by its rate under load", version.key, version.warm.layout)
+                logger.info("%s: %s it is, by its rate under load", version.key, version.warm.core_use)

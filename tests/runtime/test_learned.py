@@ -20,11 +20,11 @@ from gateway.runtime.learned import (
     write_learned,
 )
 from gateway.runtime.tuner import BatchPolicy, Tuner
-from gateway.runtime.tuning import Layout
+from gateway.runtime.tuning import CoreUse
 from gateway.types import ModelKey
 
 HERE = Circumstances(sha256="0" * 64, device="cpu", onnxruntime="1.31.0", cores=2)
-APART = Layout(2, 1)
+APART = CoreUse(2, 1)
 POLICY = BatchPolicy((1, 2, 4, 8))
 
 
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_and_predicts_the_same(tmp_path: Path) -> None:
     path = learned_file(tmp_path, ModelKey("m", "3"))
     assert path == tmp_path / "m" / "3.json"
     state = written(path)
-    assert read_learned(path, HERE, [Layout(1, 1), APART]) == state
+    assert read_learned(path, HERE, [CoreUse(1, 1), APART]) == state
     before, after = experienced(), Tuner(POLICY)
     state.restore(after)
     assert list(after.shapes) == list(before.shapes)
@@ -71,21 +71,21 @@ def test_a_tuner_that_knows_nothing_has_nothing_of_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "layouts", "said"),
+    ("change", "core_uses", "said"),
     [
         ({"sha256": "1" * 64}, [APART], "the model, the device, the cores or ONNX Runtime's version changed"),
         ({"device": "cuda"}, [APART], "changed"),
         ({"onnxruntime": "2.0"}, [APART], "changed"),
         ({"cores": 64}, [APART], "changed"),
-        ({}, [Layout(1, 1), Layout(1, 2)], "learned with 2 runs side by side on 1 thread"),
+        ({}, [CoreUse(1, 1), CoreUse(1, 2)], "learned with 2 runs side by side on 1 thread"),
     ],
 )
 def test_what_was_learned_elsewhere_is_passed_over(
-    change: dict[str, Any], layouts: list[Layout], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    change: dict[str, Any], core_uses: list[CoreUse], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     written(tmp_path / "1.json")
-    assert read_learned(tmp_path / "1.json", HERE.model_copy(update=change), layouts) is None
+    assert read_learned(tmp_path / "1.json", HERE.model_copy(update=change), core_uses) is None
     assert said in caplog.text
     assert "WARNING" not in caplog.text
 

@@ -13,18 +13,18 @@ from gateway.runtime.tuning import (
     BUDGET_SECONDS,
     ROUNDS,
     SETTLED,
-    Layout,
-    best_layouts,
-    layouts,
+    CoreUse,
+    best_core_uses,
+    core_uses,
     measure,
     points,
     powers_of_two,
     side_by_side,
 )
 
-ONE = Layout(1, 1)
-WIDE = Layout(1, 2)
-APART = Layout(2, 1)
+ONE = CoreUse(1, 1)
+WIDE = CoreUse(1, 2)
+APART = CoreUse(2, 1)
 
 CACHED = {1: 12.2e-3, 2: 23.3e-3, 4: 45.3e-3, 8: 109e-3, 16: 209e-3, 32: 428e-3}
 """Fastest at 4 rows; measured."""
@@ -73,11 +73,11 @@ def test_busy_spells_while_measuring_do_not_mislead(seed: int) -> None:
         factor = random_.uniform(1.3, 3.0) if random_.random() < 0.5 else 1.0
         spells += [factor] * random_.randint(1, 4)
     samples = measure({WIDE: Curve(ON_ALL_CORES, spells), APART: Curve(CACHED, spells[7:])}, powers_of_two(32))
-    layout = best_layouts(samples)[0]
-    rows = choose(points(samples[layout])).rows
+    core_use = best_core_uses(samples)[0]
+    rows = choose(points(samples[core_use])).rows
     truth = {WIDE: ON_ALL_CORES, APART: CACHED}
     best = max(one.runs * size / curve[size] for one, curve in truth.items() for size in curve)
-    assert layout.runs * rows / truth[layout][rows] >= 0.8 * best
+    assert core_use.runs * rows / truth[core_use][rows] >= 0.8 * best
 
 
 def test_a_slow_model_is_not_tried_for_ever() -> None:
@@ -115,7 +115,7 @@ def test_runs_side_by_side_are_measured_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("apart", "wide", "layout"),
+    ("apart", "wide", "core_use"),
     [
         ({2: 0.020}, {2: 0.0105}, APART),
         ({2: 0.020}, {2: 0.0101}, APART),
@@ -125,12 +125,12 @@ def test_runs_side_by_side_are_measured_side_by_side() -> None:
     ],
 )
 def test_side_by_side_must_be_as_fast_and_not_much_later(
-    apart: dict[int, float], wide: dict[int, float], layout: Layout
+    apart: dict[int, float], wide: dict[int, float], core_use: CoreUse
 ) -> None:
     samples = {
         one: {rows: [seconds] for rows, seconds in curve.items()} for one, curve in ((APART, apart), (WIDE, wide))
     }
-    assert best_layouts(samples)[0] == layout
+    assert best_core_uses(samples)[0] == core_use
 
 
 def test_a_target_has_a_say_in_how_the_cores_are_used() -> None:
@@ -138,9 +138,9 @@ def test_a_target_has_a_say_in_how_the_cores_are_used() -> None:
         APART: {1: [0.012], 4: [0.045]},
         WIDE: {1: [0.008], 4: [0.026]},
     }
-    assert best_layouts(samples)[0] == APART
+    assert best_core_uses(samples)[0] == APART
     # Only runs on both cores are over soon enough.
-    assert best_layouts(samples, slo=0.030)[0] == WIDE
+    assert best_core_uses(samples, slo=0.030)[0] == WIDE
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_target_has_a_say_in_how_the_cores_are_used() -> None:
 def test_what_operators_fix_leaves_the_rest_to_be_measured(
     instances: int | None, threads: int | None, cores: int, expected: list[tuple[int, int]]
 ) -> None:
-    assert layouts(instances, threads, cores) == tuple(Layout(*one) for one in expected)
+    assert core_uses(instances, threads, cores) == tuple(CoreUse(*one) for one in expected)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +172,10 @@ def test_what_operators_fix_leaves_the_rest_to_be_measured(
     ],
 )
 def test_the_other_layout_stays_in_the_running_unless_it_is_much_slower(
-    apart: dict[int, float], wide: dict[int, float], expected: list[Layout]
+    apart: dict[int, float], wide: dict[int, float], expected: list[CoreUse]
 ) -> None:
     samples = {
         one: {rows: [seconds] for rows, seconds in curve.items()} for one, curve in ((APART, apart), (WIDE, wide))
     }
-    assert best_layouts(samples) == expected
-    assert best_layouts({WIDE: samples[WIDE]}) == [WIDE]
+    assert best_core_uses(samples) == expected
+    assert best_core_uses({WIDE: samples[WIDE]}) == [WIDE]

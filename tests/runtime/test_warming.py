@@ -12,7 +12,7 @@ from gateway.errors import StartupError
 from gateway.runtime.learned import learned_file, write_learned
 from gateway.runtime.manifest import LEARNED_ROWS_LIMIT
 from gateway.runtime.repository import VersionFolder, scan
-from gateway.runtime.tuning import Layout
+from gateway.runtime.tuning import CoreUse
 from gateway.runtime.warming import TRIAL_BYTES, Trial, warm_model
 from tests.support import onnx_models
 from tests.support.onnx_models import write_version
@@ -26,7 +26,7 @@ def version(models: Path, content: bytes, batching: str = "") -> VersionFolder:
 
 def test_a_fast_model_gets_one_thread_and_what_was_measured(tmp_path: Path) -> None:
     warm = warm_model(version(tmp_path, onnx_models.affine()), "cpu", 0, None)
-    assert warm.layout == Layout(1, 1)
+    assert warm.core_use == CoreUse(1, 1)
     shape = warm.tuner.last
     assert 1 < shape.rows <= LEARNED_ROWS_LIMIT
     assert [round(size.rows) for size in shape.cost.classes] == [2**power for power in range(9)]
@@ -34,23 +34,23 @@ def test_a_fast_model_gets_one_thread_and_what_was_measured(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("batching", "threads", "layout", "sizes"),
+    ("batching", "threads", "core_use", "sizes"),
     [
-        ("max_batch_rows = 7", 1, Layout(1, 1), (7,)),
-        ("preferred_batch_rows = [3, 6]", 1, Layout(1, 1), (3, 6)),
-        ("max_queue_rows = 5", 1, Layout(1, 1), (1, 2, 4)),
-        ("instances = 2", 1, Layout(2, 1), None),
-        ("instances = 2\nthreads = 3", 0, Layout(2, 3), None),
+        ("max_batch_rows = 7", 1, CoreUse(1, 1), (7,)),
+        ("preferred_batch_rows = [3, 6]", 1, CoreUse(1, 1), (3, 6)),
+        ("max_queue_rows = 5", 1, CoreUse(1, 1), (1, 2, 4)),
+        ("instances = 2", 1, CoreUse(2, 1), None),
+        ("instances = 2\nthreads = 3", 0, CoreUse(2, 3), None),
         # The model's own comes before the gateway's.
-        ("instances = 1\nthreads = 2", 1, Layout(1, 2), None),
-        ("", 3, Layout(1, 3), None),
+        ("instances = 1\nthreads = 2", 1, CoreUse(1, 2), None),
+        ("", 3, CoreUse(1, 3), None),
     ],
 )
 def test_what_operators_fix_is_so(
-    batching: str, threads: int, layout: Layout, sizes: tuple[int, ...] | None, tmp_path: Path
+    batching: str, threads: int, core_use: CoreUse, sizes: tuple[int, ...] | None, tmp_path: Path
 ) -> None:
     warm = warm_model(version(tmp_path, onnx_models.affine(), batching), "cpu", threads, None)
-    assert warm.layout == layout
+    assert warm.core_use == core_use
     if sizes is not None:
         assert warm.tuner.policy.sizes == sizes
         assert warm.tuner.last.rows in sizes
@@ -124,7 +124,7 @@ def test_what_was_learned_before_is_taken_over_instead_of_measuring(
     again = warm_model(folder, "cpu", 0, tmp_path)
     assert again.tuner.last.rows == first.tuner.last.rows
     assert again.tuner.last.cost.predict(4) == pytest.approx(first.tuner.last.cost.predict(4))
-    assert again.layout == first.layout
+    assert again.core_use == first.core_use
     # With other threads it says nothing.
     assert warm_model(folder, "cpu", 2, tmp_path).tuner.last.cost.predict(4) < 0.1
     # Nor about another file.
@@ -137,7 +137,7 @@ def test_what_was_learned_before_is_taken_over_instead_of_measuring(
 def test_sessions_that_were_only_measured_are_closed(tmp_path: Path) -> None:
     trial = Trial(version(tmp_path, onnx_models.affine()), "cpu", 0)
     kept, dropped = trial.session(1), trial.session(2)
-    warm = trial.keep({Layout(1, 1): trial.tuner()})
+    warm = trial.keep({CoreUse(1, 1): trial.tuner()})
     assert warm.session is kept
     assert kept.warm_up() is not None
     assert dropped.warm_up() is None

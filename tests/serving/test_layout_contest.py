@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.runtime.registry import ModelVersion
-from gateway.runtime.tuning import Layout
+from gateway.runtime.tuning import CoreUse
 from gateway.runtime.warming import WarmModel
 from gateway.serving.layout_contest import (
     LOOK_SECONDS,
@@ -18,14 +18,14 @@ from gateway.serving.layout_contest import (
     WINDOWS,
     Contest,
     Decision,
-    LayoutContests,
+    CoreContests,
 )
 from gateway.serving.learning import Learning
 from tests.support import onnx_models
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_over
 
-APART = Layout(2, 1)
+APART = CoreUse(2, 1)
 
 
 def hold(contest: Contest, rates: tuple[float, float], *, saturated: Callable[[int], bool] = lambda _look: True) -> int:
@@ -114,7 +114,7 @@ def test_requests_are_answered_whichever_way_is_in_use(plane: Plane) -> None:
 def test_what_is_decided_is_kept_and_only_then_written(plane: Plane, tmp_path: Path) -> None:
     version = contested(plane)
     now = 0.0
-    contests = LayoutContests(plane.registry, clock=lambda: now)
+    contests = CoreContests(plane.registry, clock=lambda: now)
     learner = Learning(plane.registry, tmp_path / "learned")
 
     async def scenario() -> None:
@@ -123,7 +123,7 @@ def test_what_is_decided_is_kept_and_only_then_written(plane: Plane, tmp_path: P
         assert not (tmp_path / "learned").exists()
         while version.spare is not None:
             # As if rows had been done: more of them with the other way.
-            version.statistics._rows += 200 if version.warm.layout == APART else 100
+            version.statistics._rows += 200 if version.warm.core_use == APART else 100
             version.batcher.queued_rows = 1000
             contests.look()
             now += LOOK_SECONDS
@@ -132,7 +132,7 @@ def test_what_is_decided_is_kept_and_only_then_written(plane: Plane, tmp_path: P
         await learner.write()
 
     asyncio.run(scenario())
-    assert version.warm.layout == APART
+    assert version.warm.core_use == APART
     assert version.batcher._max_runs == 2
     assert version.session is version.warm.session
 
