@@ -180,6 +180,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
                 gateway.log.run(),
                 gateway.learning.run(),
                 *([gateway.poll.run(settings.model_poll_seconds)] if settings.model_poll_seconds else ()),
+                gateway.core_contests.run(),
                 *(child.keep_running() for child in children),
             )
         )

@@ -30,6 +30,7 @@ from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
 from gateway.runtime.warming import LEARNED_FOLDER
+from gateway.serving.core_contest import CoreContests
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
@@ -101,6 +102,7 @@ class Gateway:
             memory=ModelMemory(settings.model_memory_bytes),
         )
         self.learning = Learning(self.registry, learned)
+        self.core_contests = CoreContests(self.registry)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes, self.metrics)
         self.poll = ModelPoll(settings.models, self.registry, self.control)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)

@@ -26,7 +26,7 @@ from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.layout import Layout
 from gateway.runtime.queue import ALONE, WorkQueue
-from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.scheduler import Charge, Scheduler
 from gateway.runtime.tuner import ShapeTuner, Tuner
 from gateway.runtime.work import Batch, Bucket, Work, settled
 from gateway.types import Array, Signature
@@ -115,6 +115,12 @@ class DynamicBatcher:
     def queued_rows(self) -> int:
         """Rows that wait now."""
         return self.queue.rows
+
+    def use(self, runner: Runner, tuner: Tuner, max_runs: int, threads: int) -> None:
+        """Run otherwise from the next run on; the signature is the same."""
+        self._runner, self._tuner, self._max_runs = runner, tuner, max_runs
+        self._scheduler.change(self.seat, threads)
+        self._schedule()
 
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
@@ -222,27 +228,18 @@ class DynamicBatcher:
         if inputs is None:
             return
         if is_short or self._is_short(cost, rows):
-            ran = self._run(inputs)
+            ran = _run(self._runner, inputs, self._run_clock)
             self._scheduler.ran(self.seat, self._clock() - started)
             self._learn(cost, rows, ran)
             self._finish(works, inputs, started, ran.outcome)
             return
         seconds = cost.predict(rows)
         predicted = seconds if seconds < math.inf else 0.0
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._executor, _run, self._runner, inputs, self._run_clock)
         self._running += 1
-        self._scheduler.began(self.seat, predicted)
-        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, started, predicted, future))
-
-    def _run(self, inputs: dict[str, Array]) -> Ran:
-        """The outputs, or what the run raised, and what it took; on either thread."""
-        started, cpu_started = time.perf_counter(), self._run_clock()
-        try:
-            outcome: list[Array] | Exception = self._runner.run(inputs)
-        except Exception as error:
-            outcome = error
-        # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
-        return Ran(outcome, time.perf_counter() - started, self._run_clock() - cpu_started)
+        charge = self._scheduler.began(self.seat, predicted)
+        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, started, charge, future))
 
     def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
         if isinstance(ran.outcome, Exception):
@@ -261,11 +258,11 @@ class DynamicBatcher:
         cost: CostModel,
         inputs: dict[str, Array],
         started: float,
-        predicted: float,
+        charge: Charge,
         future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
-        self._scheduler.ended(self.seat, predicted, self._clock() - started)
+        self._scheduler.ended(self.seat, charge, self._clock() - started)
         # Before the callers are answered, which takes its time, so that the threads are not idle meanwhile.
         if self.queue.buckets:
             self._schedule(on_threads=True)
@@ -319,6 +316,17 @@ class DynamicBatcher:
         if 0.0 < seconds < math.inf:
             at_once = self._scheduler.runs_at_once(self.seat, on_loop=seconds < INLINE_SECONDS)
             self.queue.expect(rows / seconds * min(self._max_runs, at_once))
+
+
+def _run(runner: Runner, inputs: dict[str, Array], clock: Callable[[], float]) -> Ran:
+    """The outputs, or what the run raised, and what it took; on either thread."""
+    started, cpu_started = time.perf_counter(), clock()
+    try:
+        outcome: list[Array] | Exception = runner.run(inputs)
+    except Exception as error:
+        outcome = error
+    # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+    return Ran(outcome, time.perf_counter() - started, clock() - cpu_started)
 
 
 def _rows(works: list[Work]) -> int:

@@ -51,17 +51,27 @@ class ModelVersion:
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     has_simple_rows: bool = field(init=False)
     """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
+    spare: WarmModel | None = field(init=False)
+    """The other way to run it, until it is known which one is faster under load."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
         self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
+        self.spare = self.warm.spare
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     @property
     def memory_bytes(self) -> int:
         """What it was measured to hold when it was loaded."""
         return self.memory.held.get(self.key, 0)
+
+    def exchange(self) -> None:
+        """Run it the other way from the next run on; there must be one."""
+        assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
+        self.warm, self.spare = self.spare, self.warm
+        self.session = self.warm.session
+        self.batcher.use(self.session, self.warm.tuner, *self.warm.core_use)
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
@@ -70,9 +80,11 @@ class ModelVersion:
 
     def free(self) -> None:
         """Free the memory of a version that takes no requests."""
-        # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
+        # The batcher and its callback refer to each other, and so would keep the sessions until the garbage collector
         # looks, which is rarely.
         self.session.close()
+        if self.spare is not None and self.spare.session is not self.session:
+            self.spare.session.close()
         self.memory.release(self.key)
 
 
