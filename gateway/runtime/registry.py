@@ -143,6 +143,11 @@ class Registry:
         await asyncio.gather(*(version.batcher.close() for version in self))
 
 
+def available_cores() -> int:
+    """That this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
 @dataclass(frozen=True, slots=True)
 class Loader:
     """Verifies, loads and warms up versions; every version it loads shares the executor."""
@@ -152,6 +157,8 @@ class Loader:
     executor: Executor
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
+    cores: int = field(default_factory=available_cores)
+    """That runs of one version may use at once."""
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -190,7 +197,7 @@ class Loader:
         session = OnnxSession(folder.model_path, self.device, self.threads or 1)
         limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
         plan = plan_alone(session.warm_up, limit)
-        cores = len(os.sched_getaffinity(0))
+        cores = self.cores
         if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
             wide = OnnxSession(folder.model_path, self.device, cores)
             wide_plan = plan_alone(wide.warm_up, limit)

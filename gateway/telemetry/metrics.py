@@ -27,6 +27,8 @@ class Instrument(NamedTuple):
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
+    merge: Literal["sum", "max", "min"] = "sum"
+    """What a gauge of several workers is of their values; counters and histograms are summed."""
 
 
 _VERSION = ("model", "version")
@@ -49,13 +51,17 @@ QUEUE = Instrument("gateway_queue_duration_seconds", "histogram", "Wait before t
 RUN = Instrument("gateway_run_duration_seconds", "histogram", "ONNX Runtime call, by batch.", _VERSION)
 BATCH_ROWS = Instrument("gateway_batch_rows", "histogram", "Rows in one ONNX Runtime call.", _VERSION)
 QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
-MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
-ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
+MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION, "min")
+ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",), "min")
 ROUTE_WEIGHT = Instrument(
-    "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
+    "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version"), "max"
 )
 ROUTE_INVALID = Instrument(
-    "gateway_route_invalid", "gauge", "1 while the stored route is unusable and the last good one serves.", ("route",)
+    "gateway_route_invalid",
+    "gauge",
+    "1 while the stored route is unusable and the last good one serves.",
+    ("route",),
+    "max",
 )
 LOG_SAMPLED = Instrument("gateway_log_sampled_rows_total", "counter", "Rows chosen for the request log.", ("model",))
 LOG_WRITTEN = Instrument("gateway_log_written_entries_total", "counter", "Log entries the store took.", ("model",))
@@ -69,16 +75,24 @@ LABELS = Instrument(
     "gateway_labels_total", "counter", "Labels taken by /v2/feedback, by outcome.", ("model", "outcome")
 )
 DRIFT_STATUS = Instrument(
-    "gateway_drift_status", "gauge", "Latest verdict: 0 ok, 1 warning, 2 alarm, -1 undecided.", _VERSION
+    "gateway_drift_status", "gauge", "Latest verdict: 0 ok, 1 warning, 2 alarm, -1 undecided.", _VERSION, "max"
 )
 DRIFT_SCORE = Instrument(
     "gateway_drift_score",
     "gauge",
     "Effect sizes of the latest verdict, by feature and statistic.",
     ("model", "version", "feature", "statistic"),
+    "max",
+)
+WORKERS = Instrument("gateway_workers", "gauge", "Worker processes that there should be.", ())
+WORKER_UP = Instrument("gateway_worker_up", "gauge", "1 while the worker takes requests.", ("worker",))
+WORKER_RESTARTS = Instrument(
+    "gateway_worker_restarts_total", "counter", "Times that the worker was started again.", ("worker",)
 )
 
 INSTRUMENTS = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
+OF_THE_SUPERVISOR = frozenset((WORKERS, WORKER_UP, WORKER_RESTARTS))
+"""Exposed where there are several workers, by their supervisor."""
 
 SECONDS_BUCKETS = np.array(
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
@@ -225,7 +239,7 @@ class GatewayMetrics(Collector):
         families = {
             instrument: GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
             for instrument in INSTRUMENTS
-            if instrument.kind == "gauge"
+            if instrument.kind == "gauge" and instrument not in OF_THE_SUPERVISOR
         }
         for source in self._gauges:
             for instrument, labels, value in source():
