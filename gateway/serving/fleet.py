@@ -70,7 +70,10 @@ class Fleet:
         await self._load(first, None)
         self._state = await first.state()
         await asyncio.gather(*(self._load(worker, self._versions()) for worker in others))
-        summaries = await asyncio.gather(*(self._open(worker) for worker in self._workers))
+        try:
+            summaries = await asyncio.gather(*(self._open(worker) for worker in self._workers))
+        except Unavailable as error:
+            raise StartupError(error.message) from error
         return Summary(**summaries[0])
 
     def keeping(self) -> list[Coroutine[None, None, None]]:
