@@ -104,7 +104,7 @@ def _workers(settings: Settings, folder: Path, shared: dict[str, str]) -> list[W
         )
     # What is of the whole gateway is divided; what is of a model or a request is each worker's.
     divided = {"log_buffer_bytes": str(settings.log_buffer_bytes // count)}
-    options = {**settings.as_options(), **shared, **divided, "workers": "1", "collector": "false"}
+    options = {**settings.as_options(), **shared, **divided, "ops_port": "0", "workers": "1", "collector": "false"}
     return [
         Worker(
             index, folder / f"{index}.sock", _command(folder, index, max(1, cores // count)), child_environment(options)
