@@ -7,6 +7,7 @@ import random
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
-from gateway.api.app import ops_app, public_app
+from gateway.api.app import ops_app, public_app, worker_app
 from gateway.api.control import ControlApi
 from gateway.api.documentation import DocumentationApi
 from gateway.api.extensions import ExtensionsApi
@@ -22,6 +23,7 @@ from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
+from gateway.api.workers import Opening, UpwardApi, WorkerApi
 from gateway.prediction_id import IdSigner
 from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import cuda_options
@@ -43,7 +45,9 @@ from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
 from gateway.serving.trace_settings import TraceSettings
+from gateway.serving.upward import Upward
 from gateway.serving.watching import Watching
+from gateway.serving.worker_state import WorkerState
 from gateway.settings import Settings
 from gateway.state.client import Store
 from gateway.state.log_writer import LogWriter
@@ -61,11 +65,31 @@ ENGINE_FOLDER = "tensorrt"
 NONCE_BYTES = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One worker's among the workers of a gateway."""
+
+    socket: Path
+    """Where the supervisor talks to it."""
+    supervisor: Path
+    """Where it talks to the supervisor."""
+    versions: frozenset[str] | None
+    """`model/version` of what it takes up; None for all that the repository holds."""
+
+
 class Gateway:
     """Everything between the two ports and the store."""
 
-    def __init__(self, settings: Settings, store: Store, id_key: bytes, device: Device, executor: Executor) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast.
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        id_key: bytes,
+        device: Device,
+        executor: Executor,
+        place: Place | None = None,
+    ) -> None:
+        """Models are to run on `device`, in threads of `executor` unless they are fast; `place` is a worker's.
 
         Raises `StartupError` if a setting has no effect there.
         """
@@ -119,13 +143,9 @@ class Gateway:
             control_public=settings.control_public,
         )
         self._extensions = ExtensionsApi(self._inventory)
-        control_api = partial(
-            ControlApi,
-            self.control,
-            LogSettings(settings.log_format),
-            TraceSettings(traces, self.registry),
-            settings.max_body_bytes,
-        )
+        log_settings, trace_settings = LogSettings(settings.log_format), TraceSettings(traces, self.registry)
+        control_api = partial(ControlApi, self.control, log_settings, trace_settings, settings.max_body_bytes)
+        self._state = WorkerState(self.registry, self.control, log_settings, trace_settings)
         self._public_control = control_api(is_open=settings.control_public)
         self._ops_control = control_api(is_open=True)
         self._v1 = V1Api(self.plane, self._inventory, self._inference.door, settings.max_body_bytes)
@@ -135,6 +155,7 @@ class Gateway:
         self._metrics_public = settings.metrics_public
         self._max_body_bytes = settings.max_body_bytes
         self._control_public = settings.control_public
+        self.upward = None if place is None else Upward(place.supervisor)
 
     def fast_protocol(self) -> Callable[..., asyncio.Protocol]:
         """The public port's HTTP protocol, for uvicorn."""
@@ -143,7 +164,12 @@ class Gateway:
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
-        return public_app(self._inference, self._extensions, self._public_control, self._v1, self._documentation)
+        upward = None
+        if self.upward is not None:
+            upward = UpwardApi(self.upward, self._max_body_bytes, control_public=self._control_public)
+        return public_app(
+            self._inference, self._extensions, self._public_control, self._v1, self._documentation, upward
+        )
 
     def grpc_listener(
         self, address: str, shutdown_timeout: float, tls: tuple[Path, Path] | None = None
@@ -154,15 +180,30 @@ class Gateway:
         from gateway.api.grpc.service import InferenceService  # noqa: PLC0415
 
         service = InferenceService(
-            self.plane, self._inventory, self.control, self.metrics, control_public=self._control_public
+            self.plane,
+            self._inventory,
+            self.control,
+            self.metrics,
+            control_public=self._control_public,
+            upward=self.upward,
         )
         return GrpcListener(
-            service, address, max_message_bytes=self._max_body_bytes, shutdown_timeout=shutdown_timeout, tls=tls
+            service,
+            address,
+            max_message_bytes=self._max_body_bytes,
+            shutdown_timeout=shutdown_timeout,
+            tls=tls,
+            is_shared=self.upward is not None,
         )
 
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)
+
+    def worker_app(self, opening: Opening) -> ASGIApp:
+        """For a worker's supervisor, in place of the ops port."""
+        worker = WorkerApi(self._state, opening, self.registry, self.loader.device)
+        return worker_app(self._admin, self._ops_control, self._extensions, worker)
 
 
 def thread_budget(settings: Settings) -> int:
