@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,7 +68,7 @@ class MeanArm:
 
 @dataclass(frozen=True, slots=True)
 class MeanDifference:
-    """Canary's mean less the control's, and what is known about it.
+    """The means of canary and control, and what is known about their difference.
 
     An asymptotic confidence sequence (Waudby-Smith, Arbour, Sinha, Kennedy & Ramdas 2024, arXiv 2103.06476): with
     rho^2 = (-2 ln a + ln(-2 ln a + 1)) / 5000 and s^2 = n SE^2, the half width at n is
@@ -76,22 +76,54 @@ class MeanDifference:
     logarithm is ln(1 + sqrt(n rho^2 + 1) / (2 alpha)). Valid at every look from the start condition (`is_ready`) on.
     """
 
-    difference: float
-    standard_error: float
+    canary: float
+    canary_error: float
+    """Standard error of the mean."""
+    control: float
+    control_error: float
     n: float
     """What both arms together would have to be, split evenly, to tell as much: 4 / (1/n_c + 1/n_b) over the strata."""
+
+    @property
+    def difference(self) -> float:
+        """Canary less control."""
+        return self.canary - self.control
+
+    @property
+    def standard_error(self) -> float:
+        """Of the difference."""
+        return math.hypot(self.canary_error, self.control_error)
 
     def half_width(self, alpha: float, *, one_sided: bool = False) -> float:
         """Of the confidence sequence, above and below the difference.
 
-        >>> difference = MeanDifference(0.0, math.sqrt(2 / 5_000), 10_000)
+        >>> difference = MeanDifference(0.0, math.sqrt(1 / 5_000), 0.0, math.sqrt(1 / 5_000), 10_000)
         >>> round(difference.half_width(0.05), 4), round(difference.half_width(0.05, one_sided=True), 4)
-        (0.0616, 0.0561)
+        (0.0612, 0.056)
         """
         spread = self.n * _rho_squared(alpha, one_sided=one_sided)
         root = math.sqrt(spread + 1)
         logarithm = math.log1p(root / (2 * alpha)) if one_sided else math.log(root / alpha)
         return self.standard_error * math.sqrt(2 * (spread + 1) / spread * logarithm)
+
+    def ratio_interval(self, alpha: float) -> tuple[float, float] | None:
+        """Of canary over control: the ratios r for which canary - r control may be 0 (Fieller 1954).
+
+        It holds 1 where the interval of the difference holds 0. None while the control's own mean may be 0.
+
+        >>> [round(end, 3) for end in MeanDifference(1.1, 0.01, 1.0, 0.01, 10_000).ratio_interval(0.05)]
+        [1.055, 1.147]
+        """
+        if not self.standard_error:
+            return (self.canary / self.control,) * 2 if self.control else None
+        factor = (self.half_width(alpha) / self.standard_error) ** 2
+        square = self.control**2 - factor * self.control_error**2
+        if square <= 0:
+            return None
+        product = self.canary * self.control
+        rest = self.canary**2 - factor * self.canary_error**2
+        root = math.sqrt(max(0.0, product * product - square * rest))
+        return (product - root) / square, (product + root) / square
 
     def log_e(self, alpha: float, null: float = 0.0, *, worse: bool | None = None) -> float:
         """Logarithm of the evidence against a difference of `null`; it reaches 1/alpha where the half width does.
@@ -117,14 +149,21 @@ class MeanDifference:
 
         `requests` have come so far; the difference and the variances are taken to stay as they are.
 
-        >>> MeanDifference(0.0, math.sqrt(2 / 5_000), 10_000).requests_needed(10_000, 0.05, 0.0308)
-        29206
+        >>> difference = MeanDifference(0.0, math.sqrt(1 / 5_000), 0.0, math.sqrt(1 / 5_000), 10_000)
+        >>> difference.requests_needed(10_000, 0.05, 0.0308)
+        33833
         """
         if gap <= 0 or not self.n:
             return None
 
         def grown(factor: float) -> MeanDifference:
-            return MeanDifference(self.difference, self.standard_error / math.sqrt(factor), self.n * factor)
+            root = math.sqrt(factor)
+            return replace(
+                self,
+                canary_error=self.canary_error / root,
+                control_error=self.control_error / root,
+                n=self.n * factor,
+            )
 
         low = high = 1.0
         while grown(high).half_width(alpha, one_sided=one_sided) > gap:
@@ -142,18 +181,23 @@ def mean_difference(strata: Iterable[tuple[MeanArm, MeanArm]]) -> MeanDifference
     d = sum h_j d_j / sum h_j with h_j = n_c n_b / (n_c + n_b), the weights of Cochran (1954): sum h_j d_j is the sum of
     what each request adds, which is a martingale under the null whatever the load and the weights did meanwhile.
 
-    >>> mean_difference([(MeanArm(100, 2.0, 99.0), MeanArm(100, 1.5, 99.0))])
-    MeanDifference(difference=0.5, standard_error=0.1414213562373095, n=200.0)
+    >>> found = mean_difference([(MeanArm(100, 2.0, 99.0), MeanArm(100, 1.5, 99.0))])
+    >>> found.difference, round(found.standard_error, 4), found.n
+    (0.5, 0.1414, 200.0)
     """
     pairs = [(canary, control) for canary, control in strata if canary.n > 1 and control.n > 1]
     if not pairs:
         return None
-    weights = [canary.n * control.n / (canary.n + control.n) for canary, control in pairs]
-    total = math.fsum(weights)
-    weighted = list(zip(weights, pairs, strict=True))
-    variance = math.fsum(h * h * (c.variance / c.n + b.variance / b.n) for h, (c, b) in weighted)
-    difference = math.fsum(h * (c.mean - b.mean) for h, (c, b) in weighted) / total
-    return MeanDifference(difference, math.sqrt(variance) / total, 4 * total)
+    weights = np.array([canary.n * control.n / (canary.n + control.n) for canary, control in pairs])
+    total = float(weights.sum())
+
+    def pooled(arms: Sequence[MeanArm]) -> tuple[float, float]:
+        means = np.array([arm.mean for arm in arms])
+        squared_errors = np.array([arm.variance / arm.n for arm in arms])
+        return float(weights @ means) / total, math.sqrt(weights**2 @ squared_errors) / total
+
+    canaries, controls = zip(*pairs, strict=True)
+    return MeanDifference(*pooled(canaries), *pooled(controls), 4 * total)
 
 
 def is_ready(strata: Sequence[tuple[MeanArm, MeanArm]], *, is_proportion: bool = False) -> bool:
