@@ -45,6 +45,8 @@ MAX_RATE_RATIO = 1e4
 _GRID: Floats = np.arange(1, GRID_POINTS + 1) / GRID_POINTS * math.log(MAX_RATIO)
 _DENSITY: Floats = np.exp(-(_GRID**2) / (2 * math.log(TYPICAL_RATIO) ** 2))
 _LOG_PRIOR: Floats = np.log(_DENSITY / _DENSITY.sum())
+_BISECTIONS = 36
+"""To eleven digits of where they started."""
 _HORIZON = 1e15
 """Events beyond this are "never"."""
 
@@ -98,8 +100,8 @@ class EProcess:
 class FailureRun:
     """How long the canary has done nothing but fail, from counts of successive windows.
 
-    A window in which the canary succeeded once ends the run. Give it units where assignment is sticky: one user whose
-    every request fails is no dead canary.
+    A run begins with a window in which it failed, and a window in which it succeeded once ends it. Give it units where
+    assignment is sticky: one user whose every request fails is no dead canary.
 
     >>> FailureRun().after(3, 3, 60, 0).after(5, 5, 90, 0).is_dead()
     True
@@ -115,7 +117,7 @@ class FailureRun:
         self, canary_requests: int, canary_failures: int, control_requests: int, control_failures: int
     ) -> FailureRun:
         """With the next window's counts."""
-        if canary_failures < canary_requests:
+        if canary_failures < canary_requests or not (self.failures or canary_failures):
             return FailureRun()
         return FailureRun(
             self.failures + canary_failures,
@@ -346,7 +348,7 @@ def _first(holds: Callable[[float], bool], low: float, high: float) -> float:
     """Where a condition that holds from some point on begins to, or `low`, or `high`."""
     if holds(low):
         return low
-    for _ in range(50):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (low, middle) if holds(middle) else (middle, high)
     return high
