@@ -38,15 +38,16 @@ DIRICHLET_K = 100.0
 SAMPLE_RATIO_ALPHA = 0.001
 """A mismatch says that the experiment is broken, so it is declared at E >= 1000 only."""
 DEAD_AFTER = 8
-"""Failures in a row of a dead canary; at an error rate p that both share it happens by chance with p^8."""
+"""Failures in a row of a dead canary. Where both err at rate p, one run in p^8 (1-p)^8 is chance: at most 1.5e-5."""
 MAX_RATE_RATIO = 1e4
-"""Where intervals for a ratio of rates end."""
+MAX_ODDS = 1e9
+"""Where intervals for a ratio of rates, and for the odds of a rate, end."""
 
 _GRID: Floats = np.arange(1, GRID_POINTS + 1) / GRID_POINTS * math.log(MAX_RATIO)
 _DENSITY: Floats = np.exp(-(_GRID**2) / (2 * math.log(TYPICAL_RATIO) ** 2))
 _LOG_PRIOR: Floats = np.log(_DENSITY / _DENSITY.sum())
-_BISECTIONS = 36
-"""To eleven digits of where they started."""
+_BISECTIONS = 24
+"""To seven digits of where they start, in logarithms."""
 _HORIZON = 1e15
 """Events beyond this are "never"."""
 
@@ -232,10 +233,10 @@ def rate_interval(events: int, trials: int, alpha: float) -> tuple[float, float]
     """
     if not trials:
         return 0.0, 1.0
-    level, lowest = -math.log(alpha / 2), 1e-12
-    low = _first(lambda p: log_e_rate(events, trials, p, above=True) < level, lowest, 1 - lowest)
-    high = 1 - _first(lambda p: log_e_rate(events, trials, 1 - p, above=False) < level, lowest, 1 - lowest)
-    return (low if low > lowest else 0.0, high if high < 1 - lowest else 1.0)
+    level, largest = -math.log(alpha / 2), math.log(MAX_ODDS)
+    low = _first(lambda odds: log_e_rate(events, trials, _rate(odds), above=True) < level, -largest, largest)
+    high = -_first(lambda odds: log_e_rate(events, trials, _rate(-odds), above=False) < level, -largest, largest)
+    return (_rate(low) if low > -largest else 0.0, _rate(high) if high < largest else 1.0)
 
 
 def requests_needed(
@@ -309,6 +310,10 @@ def _grid(*, above: bool) -> Floats:
 def _canary_share(weights: npt.ArrayLike, rho: float) -> Floats:
     shares = np.asarray(weights, dtype=np.float64)
     return np.asarray(shares * rho / (shares * rho + 1 - shares))
+
+
+def _rate(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
 
 
 def _log_dirichlet_multinomial(shares: Sequence[float], counts: Sequence[int]) -> float:

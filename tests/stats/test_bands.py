@@ -10,7 +10,7 @@ from gateway.stats.bands import MIN_VALUES, dkw_radius, ks_of_histograms, larges
     ("alpha", "constant"), [(0.05, 8.123), (0.025, 8.623), (0.01, 9.284), (0.005, 9.783), (0.001, 10.943)]
 )
 def test_the_constants_are_those_of_the_authors(alpha: float, constant: float) -> None:
-    """confseq 0.0.11 gives these; at n = 100 the radius is 0.85 sqrt(C / n)."""
+    """As published with their package confseq; at n = 100 the radius is 0.85 sqrt(C / n)."""
     assert (dkw_radius(MIN_VALUES, alpha) / 0.85) ** 2 * MIN_VALUES == pytest.approx(constant, abs=0.001)
 
 

@@ -218,8 +218,8 @@ def test_a_ratio_is_in_its_interval_where_neither_side_rejects_it() -> None:
     low, high = ratio_interval(stages, 0.05)
 
     assert low < rate_ratio(stages) < high
-    assert math.exp(log_e(stages, low)) == pytest.approx(40, rel=1e-6)
-    assert math.exp(log_e(stages, high, worse=False)) == pytest.approx(40, rel=1e-6)
+    assert math.exp(log_e(stages, low)) == pytest.approx(40, rel=1e-3)
+    assert math.exp(log_e(stages, high, worse=False)) == pytest.approx(40, rel=1e-3)
 
 
 def test_without_events_any_ratio_is_possible() -> None:
