@@ -68,7 +68,8 @@ def edited(ticks: int, rng: np.random.Generator, edits: int = 20) -> Schedule:
     """An operator who changes the weight at random moments, up and down, between 1 and 50 %."""
     moments = np.sort(rng.choice(np.arange(1, ticks), edits, replace=False))
     stage = np.searchsorted(moments, np.arange(ticks), side="right")
-    return Schedule(np.round(np.exp(rng.uniform(np.log(0.01), np.log(0.5), edits + 1)), 3), stage)
+    weights: Floats = np.exp(rng.uniform(np.log(0.01), np.log(0.5), edits + 1))
+    return Schedule(weights.round(3), stage)
 
 
 def steady(ticks: int) -> Floats:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from gateway.stats.experiment import Arm, Comparison, ExperimentStage, Interval, Metric, Outcome, Plan, compare
@@ -20,7 +21,7 @@ def stage(treatment: Arm, control: Arm, share: float = 0.5) -> ExperimentStage:
     return ExperimentStage(share, treatment, control)
 
 
-def values(y: np.typing.NDArray[np.float64], x: np.typing.NDArray[np.float64] | None = None) -> Arm:
+def values(y: npt.NDArray[np.float64], x: npt.NDArray[np.float64] | None = None) -> Arm:
     x = np.zeros_like(y) if x is None else x
     return Arm(len(y), *(float(one.sum()) for one in (y, y * y, x, x * x, x * y)))
 
@@ -195,7 +196,7 @@ def test_how_much_longer_is_about_what_it_then_takes(difference: float) -> None:
     needed = []
     for _ in range(40):
         n, arms = 4_000, [events(2_000, round(2_000 * (0.10 + difference))), events(2_000, 200)]
-        while compare(ERRORS, [stage(*arms)]).outcome is Outcome.UNDECIDED:
+        while compare(ERRORS, [stage(arms[0], arms[1])]).outcome is Outcome.UNDECIDED:
             arms = [arms[0] + events(500, rng.binomial(500, 0.10 + difference)), arms[1] + _drawn(rng)]
             n += 1_000
         needed.append(n - 4_000)
@@ -219,7 +220,7 @@ def test_peeking_at_equal_variants_claims_few_differences(rate: float) -> None:
         arms = [Arm(), Arm()]
         for _ in range(10):
             arms = [arm + events(1_000, rng.binomial(1_000, rate)) for arm in arms]
-            if compare(plan, [stage(*arms)]).outcome in {Outcome.BETTER, Outcome.WORSE}:
+            if compare(plan, [stage(arms[0], arms[1])]).outcome in {Outcome.BETTER, Outcome.WORSE}:
                 claimed += 1
                 break
     assert claimed <= 3
