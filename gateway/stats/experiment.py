@@ -86,7 +86,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class ExperimentStage:
-    """Both arms while the planned share was constant."""
+    """Both arms while the planned share was constant. Raises `ValueError` if they cannot be."""
 
     share: float
     """The treatment's planned share of both, between 0 and 1."""
@@ -96,6 +96,9 @@ class ExperimentStage:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"the treatment's share lies between 0 and 1, not {self.share}")
+        for arm in (self.treatment, self.control):
+            if not (arm.n >= 0 and all(map(math.isfinite, (arm.y, arm.yy, arm.x, arm.xx, arm.xy)))):
+                raise ValueError(f"an arm's sums are finite, not {arm}")
 
 
 @dataclass(frozen=True, slots=True)

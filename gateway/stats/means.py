@@ -20,6 +20,9 @@ MIN_REQUESTS = 200
 MIN_EXPECTED = 30.0
 """Of each arm, and events expected in the smaller: before that the central limit theorem cannot be relied on."""
 
+HORIZON = 1e15
+"""Times as many requests is "never"."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeanArm:
@@ -134,18 +137,20 @@ class MeanDifference:
         """
         spread = self.n * _rho_squared(alpha, one_sided=worse is not None)
         distance = self.difference - null
-        if worse is not None and (distance > 0) != worse:
-            return -math.inf
         if not self.standard_error:
-            return math.inf if distance else 0.0
-        exponent = (distance / self.standard_error) ** 2 * spread / (2 * (spread + 1))
+            t = math.copysign(math.inf, distance) if distance else 0.0
+        else:
+            t = distance / self.standard_error
+        exponent = t * t * spread / (2 * (spread + 1))
         scale = math.log(spread + 1) / 2
         if worse is None:
             return exponent - scale
+        if not exponent or (t > 0) != worse:
+            return -math.inf
         return math.log(2) + exponent + math.log(-math.expm1(-exponent)) - scale
 
     def requests_needed(self, requests: int, alpha: float, gap: float, *, one_sided: bool = False) -> int | None:
-        """About how many more requests until the half width is below `gap`; None if the gap is not positive.
+        """About how many more requests until the half width is below `gap`; None if never, as for a gap of 0.
 
         `requests` have come so far; the difference and the variances are taken to stay as they are.
 
@@ -168,6 +173,8 @@ class MeanDifference:
         low = high = 1.0
         while grown(high).half_width(alpha, one_sided=one_sided) > gap:
             low, high = high, high * 2
+            if high > HORIZON:
+                return None
         for _ in range(50):
             middle = (low + high) / 2
             is_below = grown(middle).half_width(alpha, one_sided=one_sided) <= gap

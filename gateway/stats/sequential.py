@@ -67,7 +67,7 @@ class Stage:
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
             raise ValueError(f"a stage's weight is a share from 0 to 1, not {self.weight}")
-        if self.canary < 0 or self.control < 0:
+        if not (self.canary >= 0 and self.control >= 0):
             raise ValueError(f"counts are 0 or more, not {self.canary} and {self.control}")
 
 
@@ -151,6 +151,8 @@ def log_e_batch(
     weights: npt.ArrayLike, canary: npt.ArrayLike, control: npt.ArrayLike, rho0: float = 1.0, *, worse: bool = True
 ) -> Floats:
     """`log_e` of many histories at once: weights of shape [stages] within (0, 1), counts of shape [..., stages]."""
+    if not np.all((np.asarray(weights) > 0) & (np.asarray(weights) < 1)):
+        raise ValueError(f"weights lie between 0 and 1, not {weights}")
     events = np.asarray(canary, dtype=np.float64)
     trials = events + np.asarray(control, dtype=np.float64)
     terms = _LOG_PRIOR + _bernoulli(events, trials, _canary_share(weights, rho0), _grid(above=worse))
@@ -288,8 +290,6 @@ def _bernoulli(events: Floats, trials: Floats, null: Floats, theta: Floats) -> F
 
 
 def _log_ratios(stages: Sequence[Stage], rho0: float, *, worse: bool) -> Floats:
-    if not (0 < rho0 < math.inf):
-        raise ValueError(f"a rate ratio is positive and finite, not {rho0}")
     counts = np.array([(stage.weight, stage.canary, stage.control) for stage in stages], dtype=np.float64)
     weights, canary, control = counts.reshape(-1, 3).T
     return _bernoulli(canary, canary + control, _canary_share(weights, rho0), _grid(above=worse))
@@ -308,6 +308,8 @@ def _grid(*, above: bool) -> Floats:
 
 
 def _canary_share(weights: npt.ArrayLike, rho: float) -> Floats:
+    if not 0 < rho < math.inf:
+        raise ValueError(f"a rate ratio is positive and finite, not {rho}")
     shares = np.asarray(weights, dtype=np.float64)
     return np.asarray(shares * rho / (shares * rho + 1 - shares))
 

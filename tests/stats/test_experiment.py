@@ -244,6 +244,17 @@ def test_both_variants_have_a_share(share: float) -> None:
         ExperimentStage(share, Arm(), Arm())
 
 
+@pytest.mark.parametrize("arm", [Arm(-1), Arm(10, math.nan), Arm(10, 1.0, math.inf)])
+def test_sums_are_finite(arm: Arm) -> None:
+    with pytest.raises(ValueError, match="sums are finite"):
+        ExperimentStage(0.5, Arm(), arm)
+
+
+def test_more_events_than_requests_are_no_proportion() -> None:
+    with pytest.raises(ValueError, match="3 of 2"):
+        compare(ERRORS, [stage(events(2, 3), events(2, 1))])
+
+
 def _equal_halves(n: int, rate: float, difference: float) -> ExperimentStage:
     half = n // 2
     return stage(events(half, round(half * (rate + difference))), events(half, round(half * rate)))

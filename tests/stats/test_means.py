@@ -79,11 +79,15 @@ def test_one_sided_evidence_is_none_on_the_other_side() -> None:
 
     assert found.log_e(0.05, worse=True) > 0
     assert found.log_e(0.05, worse=False) == -math.inf
+    same = MeanDifference(0.4, 0.01, 0.4, 0.01, 1_000)
+    assert same.log_e(0.05, worse=True) == same.log_e(0.05, worse=False) == -math.inf
 
 
 def test_values_that_never_vary_are_certain() -> None:
-    assert MeanDifference(1.0, 0.0, 1.0, 0.0, 1_000).log_e(0.05) == 0.0
+    assert MeanDifference(1.0, 0.0, 1.0, 0.0, 1_000).log_e(0.05) < 0
     assert MeanDifference(2.0, 0.0, 1.0, 0.0, 1_000).log_e(0.05) == math.inf
+    assert MeanDifference(2.0, 0.0, 1.0, 0.0, 1_000).log_e(0.05, worse=True) == math.inf
+    assert MeanDifference(2.0, 0.0, 1.0, 0.0, 1_000).log_e(0.05, worse=False) == -math.inf
     assert MeanDifference(2.0, 0.0, 1.0, 0.0, 1_000).ratio_interval(0.05) == (2.0, 2.0)
     assert MeanDifference(2.0, 0.0, 0.0, 0.0, 1_000).ratio_interval(0.05) is None
 
@@ -163,6 +167,7 @@ def test_the_forecast_is_where_the_half_width_gets_there() -> None:
     then = MeanDifference(0.01, 0.003 / root, 0.0, 0.004 / root, 4_000 * factor)
     assert then.half_width(0.05, one_sided=True) == pytest.approx(0.004, rel=1e-3)
     assert found.requests_needed(10_000, 0.05, 0.0) is None
+    assert found.requests_needed(10_000, 0.05, 1e-12) is None
     assert found.requests_needed(10_000, 0.05, 10.0) == 0
 
 

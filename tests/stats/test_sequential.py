@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -141,6 +143,18 @@ def test_counts_are_not_negative(counts: tuple[int, int]) -> None:
 def test_a_margin_is_a_ratio(rho0: float) -> None:
     with pytest.raises(ValueError, match="positive and finite"):
         log_e([Stage(0.5, 1, 1)], rho0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 5.0, math.nan])
+def test_histories_have_a_control(weight: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        log_e_batch([weight], [1], [1])
+
+
+def test_neither_rollouts_nor_experiments_need_the_collectors_libraries() -> None:
+    code = "import sys, gateway.stats.experiment, gateway.stats.bands; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_what_was_once_shown_stays_shown() -> None:
