@@ -152,7 +152,7 @@ def log_e_batch(
 ) -> Floats:
     """`log_e` of many histories at once: weights of shape [stages] within (0, 1), counts of shape [..., stages]."""
     if not np.all((np.asarray(weights) > 0) & (np.asarray(weights) < 1)):
-        raise ValueError(f"weights lie between 0 and 1, not {weights}")
+        raise ValueError(f"weights lie between 0 and 1, not {weights!r}")
     events = np.asarray(canary, dtype=np.float64)
     trials = events + np.asarray(control, dtype=np.float64)
     terms = _LOG_PRIOR + _bernoulli(events, trials, _canary_share(weights, rho0), _grid(above=worse))
