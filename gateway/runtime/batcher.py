@@ -33,6 +33,9 @@ from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
+IDLE, BUSY, FULL, DELAY, APART = "idle", "busy", "full", "delay", "alone"
+"""Why a batch left: nothing was running; the run before it was over; no more rows may share a run; `max_delay` had
+passed, or enough rows were there before; works of this model share no run."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -58,6 +61,13 @@ class Ran(NamedTuple):
     seconds: float
     cpu_seconds: float
     """Of the thread that ran it."""
+
+
+class Departure(NamedTuple):
+    """When a batch left the queue, in seconds, and why then."""
+
+    at: float
+    reason: str
 
 
 class DynamicBatcher:
@@ -105,6 +115,8 @@ class DynamicBatcher:
         self._is_batchable = self._layout.shares_runs
         self._is_scheduled = False
         """Waits for its turn, or for threads."""
+        self._why = IDLE
+        """What it waits for is the reason for which the next batch leaves."""
         self._running = 0
         """Runs that are on threads now."""
         self._surprises = 0.0
@@ -134,6 +146,7 @@ class DynamicBatcher:
             work.bucket = self._bucket_of(work)
         self.queue.put(work)
         if not self._is_scheduled:
+            self._why = IDLE
             self._schedule()
 
     def discard(self, work: Work) -> None:
@@ -161,6 +174,7 @@ class DynamicBatcher:
     def _go_on(self, *, on_threads: bool = False) -> None:
         """`on_threads` says where the last run was or is, and so most likely the next will be."""
         if self.queue.buckets:
+            self._why = BUSY
             self._schedule(on_threads=on_threads)
         elif not self._running:
             self._idle.set()
@@ -175,6 +189,7 @@ class DynamicBatcher:
         remaining = self.queue.buckets[bucket][0].enqueued + self._max_delay - now
         if remaining <= 0:
             return False
+        self._why = DELAY
         self._delay = asyncio.get_running_loop().call_later(remaining, self._schedule)
         return True
 
@@ -198,7 +213,8 @@ class DynamicBatcher:
         self._is_scheduled = False
         running = self._running
         try:
-            self._start(self.queue.take_from(bucket, self._limit(bucket, shape), now), shape.cost, now, is_short)
+            works = self.queue.take_from(bucket, self._limit(bucket, shape), now)
+            self._start(works, shape.cost, Departure(now, self._reason(bucket)), is_short)
         finally:
             # Whatever a caller's reply does, the next batch must run.
             self._go_on(on_threads=self._running > running)
@@ -210,11 +226,17 @@ class DynamicBatcher:
             return ALONE
         return shape.take(self.queue.rows_in(bucket, 2 * self._tuner.policy.sizes[-1]))
 
+    def _reason(self, bucket: Bucket) -> str:
+        """Why the batch that was just taken from the bucket left."""
+        if not self._is_batchable:
+            return APART
+        return FULL if bucket in self.queue.buckets else self._why
+
     def _is_short(self, cost: CostModel, rows: int) -> bool:
         """Whether a run is done on the loop."""
         return self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS
 
-    def _start(self, works: list[Work], cost: CostModel, started: float, is_short: bool) -> None:
+    def _start(self, works: list[Work], cost: CostModel, departure: Departure, is_short: bool) -> None:
         try:
             rows = _rows(works)
             inputs = self._layout.gather(works, rows)
@@ -223,15 +245,15 @@ class DynamicBatcher:
                 rows = _rows(works)
                 inputs = self._layout.gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
-            self._finish(works, {}, started, error)
+            self._finish(works, {}, departure, error)
             return
         if inputs is None:
             return
         if is_short or self._is_short(cost, rows):
             ran = _run(self._runner, inputs, self._run_clock)
-            self._scheduler.ran(self.seat, self._clock() - started)
+            self._scheduler.ran(self.seat, self._clock() - departure.at)
             self._learn(cost, rows, ran)
-            self._finish(works, inputs, started, ran.outcome)
+            self._finish(works, inputs, departure, ran.outcome)
             return
         seconds = cost.predict(rows)
         predicted = seconds if seconds < math.inf else 0.0
@@ -239,7 +261,7 @@ class DynamicBatcher:
         running = loop.run_in_executor(self._executor, _run, self._runner, inputs, self._run_clock)
         self._running += 1
         charge = self._scheduler.began(self.seat, predicted)
-        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, started, charge, future))
+        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, departure, charge, future))
 
     def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
         if isinstance(ran.outcome, Exception):
@@ -257,29 +279,30 @@ class DynamicBatcher:
         works: list[Work],
         cost: CostModel,
         inputs: dict[str, Array],
-        started: float,
+        departure: Departure,
         charge: Charge,
         future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
-        self._scheduler.ended(self.seat, charge, self._clock() - started)
+        self._scheduler.ended(self.seat, charge, self._clock() - departure.at)
         # Before the callers are answered, which takes its time, so that the threads are not idle meanwhile.
         if self.queue.buckets:
+            self._why = BUSY
             self._schedule(on_threads=True)
         self._scheduler.give_threads()
         try:
             ran = future.result()
             self._learn(cost, _rows(works), ran)
-            self._finish(works, inputs, started, ran.outcome)
+            self._finish(works, inputs, departure, ran.outcome)
         finally:
             self._go_on()
 
     def _finish(
-        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
+        self, works: list[Work], inputs: dict[str, Array], departure: Departure, outcome: list[Array] | Exception
     ) -> None:
         self._expect()
         error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
+        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, departure)
         if batch is not None:
             self._answer(batch)
         elif len(works) > 1:
@@ -296,7 +319,9 @@ class DynamicBatcher:
             for work in batch.works:
                 work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
 
-    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
+    def _batch(
+        self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], departure: Departure
+    ) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
         rows = _rows(works)
         if self._is_batchable and not self._layout.has_rows(outputs, rows):
@@ -307,7 +332,7 @@ class DynamicBatcher:
         finished = self._clock()
         for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
             work.start = stop - work.rows
-        return Batch(works, inputs, outputs, rows, started, finished)
+        return Batch(works, inputs, outputs, rows, departure.at, finished, departure.reason)
 
     def _expect(self) -> None:
         """Tell the queue how fast rows leave it at full batches and in the present crowd."""
