@@ -58,6 +58,8 @@ class ModelControl:
         Raises `NotFound` if the repository holds no such version. Whoever comes meanwhile waits for its turn.
         """
         async with self._changing:
+            if (owner := self._routes.model_of(name)) != name:
+                raise InvalidRequest(f"{name!r} is an alias of route {owner!r}: take it out of that route first")
             loaded = {known.key for known in self._registry}
             new = await asyncio.to_thread(self._load_new, name, version, loaded)
             await self._routes.change_versions(name, lambda: self._add(new))

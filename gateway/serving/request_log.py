@@ -148,14 +148,19 @@ class RequestLog:
             key=version.key,
             logged_at=self._clock(),
             rate=self._sample.rate,
-            requests=tuple(
-                LoggedRequest(call.prediction_id.decode(), call.variant, call.revision, call.rows, call.trace_id or "")
-                for call in sampled
-            ),
+            requests=tuple(_logged(call) for call in sampled),
             inputs=inputs,
             outputs=outputs,
             timing=logged_timing(batch, sampled),
         )
+
+
+def _logged(call: Call) -> LoggedRequest:
+    facts = (call.prediction_id.decode(), call.variant, call.revision, call.rows, call.trace_id or "")
+    decision = call.decision
+    if decision is None:
+        return LoggedRequest(*facts)
+    return LoggedRequest(*facts, call.choice.units, decision.bucket, decision.holdout_bucket, decision.rule)
 
 
 def _rows(parts: list[Array], has_row_axis: bool) -> Array:
