@@ -39,6 +39,10 @@ def _between(before: Any, after: Any, path: str, depth: int) -> Iterator[Differe
         if before != after:
             yield Difference(path or "document", before, after)
         return
+    shared = [[key for key in members if key in old and key in new] for members in (old, new)]
+    if isinstance(before, list) and shared[0] != shared[1]:
+        # Of variants the first is the one that takes the holdout, and the second the one that grows.
+        yield Difference(f"{path}.order", *shared)
     for key in dict.fromkeys((*old, *new)):
         below = key if isinstance(before, list) and key.startswith("[") else f".{key}"
         yield from _between(old.get(key), new.get(key), f"{path}{below}".lstrip("."), depth - 1)
