@@ -146,10 +146,10 @@ def _routing(requests: tuple[LoggedRequest, ...]) -> JsonObject:
 
 def _requests(meta: JsonObject) -> tuple[LoggedRequest, ...]:
     requests = meta["requests"]
-    routing = meta.get("routing") or {}
+    routing = meta.get("routing", {})
     nothing = [None] * len(requests)
-    columns = (routing.get(key) or nothing for key in ("buckets", "holdout_buckets", "rules"))
-    traces = meta.get("traces") or [""] * len(requests)
+    columns = (routing.get(key, nothing) for key in ("buckets", "holdout_buckets", "rules"))
+    traces = meta.get("traces", [""] * len(requests))
     units = str(routing.get("units", ""))
     return tuple(
         LoggedRequest(str(i), str(v), int(n), int(r), str(trace), units, *map(_optional_int, routed))
