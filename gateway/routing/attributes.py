@@ -21,15 +21,16 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class RequestFacts(NamedTuple):
-    """A request as routes see it."""
+    """What some routes look at besides the headers."""
 
-    headers: Mapping[str, str] = NOTHING
-    """Lower-case names."""
     query: str = ""
     """Of the request target, as it came."""
     parameters: Mapping[str, Any] = NOTHING
     """The JSON request's own: strings, numbers and bools."""
     id: str | None = None
+
+
+NO_FACTS = RequestFacts()
 
 
 class Attribute(NamedTuple):
@@ -39,15 +40,20 @@ class Attribute(NamedTuple):
     name: str = ""
     """Empty for the id, of which there is one."""
 
-    def read(self, facts: RequestFacts) -> str | None:
-        """What stands there; None for nothing."""
+    @property
+    def is_in_headers(self) -> bool:
+        """Whether the headers are all that has to be looked at."""
+        return self.kind in {"header", "cookie"}
+
+    def read(self, headers: Mapping[str, str], facts: RequestFacts) -> str | None:
+        """What stands there; None for nothing. Names of headers are lower case."""
         kind, name = self
         if kind == "header":
-            return facts.headers.get(name)
+            return headers.get(name)
+        if kind == "cookie":
+            return _cookie_value(headers.get("cookie", ""), name)
         if kind == "query":
             return _query_value(facts.query, name)
-        if kind == "cookie":
-            return _cookie_value(facts.headers.get("cookie", ""), name)
         if kind == "parameter":
             return _text(facts.parameters.get(name))
         return facts.id
@@ -70,9 +76,9 @@ class Condition:
     prefix: str | None = None
     is_present: bool | None = None
 
-    def holds(self, facts: RequestFacts) -> bool:
+    def holds(self, headers: Mapping[str, str], facts: RequestFacts) -> bool:
         """Whether a request meets it."""
-        value = self.attribute.read(facts)
+        value = self.attribute.read(headers, facts)
         if self.is_present is not None:
             return (value is not None) is self.is_present
         if value is None:

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from gateway.routing.attributes import Attribute, Condition, RequestFacts
+from gateway.routing.attributes import NO_FACTS, Attribute, Condition, RequestFacts
 from gateway.types import JsonObject
 
 TOTAL_WEIGHT = 100.0
@@ -91,15 +91,20 @@ class Route:
     labels: Mapping[str, Variant] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
 
-    def choose(self, facts: RequestFacts, random: float) -> Decision:
-        """Who answers a request. `random` is evenly spread over [0, 1), for requests that are not sticky."""
-        unit = self.sticky.attribute.read(facts) if self.sticky is not None else None
-        bucket = bucket_of(self.salt, unit) if unit else None
-        holdout_bucket = bucket_of(HOLDOUT_SALT, unit) if unit and self.holdout else None
-        if holdout_bucket is not None and self.is_held_out(holdout_bucket):
-            return Decision(self.variants[0], bucket, holdout_bucket)
+    def choose(self, headers: Mapping[str, str], random: float, facts: RequestFacts = NO_FACTS) -> Decision:
+        """Who answers a request. `random` is evenly spread over [0, 1), for requests that are not sticky.
+
+        `facts` may be left out unless the route `needs_facts`.
+        """
+        bucket = holdout_bucket = None
+        if self.sticky is not None and (unit := self.sticky.attribute.read(headers, facts)):
+            bucket = bucket_of(self.salt, unit)
+            if self.holdout:
+                holdout_bucket = bucket_of(HOLDOUT_SALT, unit)
+                if self.is_held_out(holdout_bucket):
+                    return Decision(self.variants[0], bucket, holdout_bucket)
         for rule, match in enumerate(self.matches):
-            if match.condition.holds(facts):
+            if match.condition.holds(headers, facts):
                 return Decision(match.variant, bucket, holdout_bucket, rule)
         if bucket is not None:
             return Decision(self.place(bucket), bucket, holdout_bucket)
@@ -109,12 +114,17 @@ class Route:
 
     def place(self, bucket: int) -> Variant:
         """Whose a bucket is by the weights alone."""
-        if len(self.variants) == 1:
-            return self.variants[0]
-        if len(self.variants) == 2:
-            stable, canary = self.variants
-            return canary if bucket < canary.weight / TOTAL_WEIGHT * BUCKETS else stable
-        return max(self.variants, key=lambda variant: _rendezvous(variant, bucket))
+        variants = self.variants
+        if len(variants) == 2:
+            return variants[bucket < self._canary_end]
+        if len(variants) == 1:
+            return variants[0]
+        unit = str(bucket)
+        return max(variants, key=lambda variant: _rendezvous(variant, unit))
+
+    @cached_property
+    def _canary_end(self) -> float:
+        return self.variants[1].weight / TOTAL_WEIGHT * BUCKETS
 
     def is_held_out(self, holdout_bucket: int) -> bool:
         """Whether a bucket under the salt of all holdouts is part of this one."""
@@ -124,6 +134,13 @@ class Route:
     def is_random(self) -> bool:
         """Whether nothing in a request has a say: nothing is matched and nothing is sticky."""
         return self.sticky is None and not self.matches
+
+    @cached_property
+    def needs_facts(self) -> bool:
+        """Whether the route looks at more than the headers."""
+        looked_at = [match.condition.attribute for match in self.matches]
+        looked_at += [self.sticky.attribute] if self.sticky is not None else []
+        return not all(attribute.is_in_headers for attribute in looked_at)
 
     @cached_property
     def bounds(self) -> list[float]:
@@ -186,8 +203,8 @@ def plain(number: float) -> float | int:
     return int(number) if number.is_integer() else number
 
 
-def _rendezvous(variant: Variant, bucket: int) -> float:
+def _rendezvous(variant: Variant, unit: str) -> float:
     if variant.weight == 0.0:
         return -math.inf
-    # In (0, 1], where the logarithm exists. The bucket is salted already.
-    return math.log((bucket_of(variant.name, str(bucket)) + 1) / BUCKETS) / variant.weight
+    # In (0, 1], where the logarithm exists. The unit is a bucket, and so salted already.
+    return math.log((bucket_of(variant.name, unit) + 1) / BUCKETS) / variant.weight

@@ -83,7 +83,7 @@ class TestWhoGetsWhat:
         put(gateway, weights(50, 50, sticky=sticky))
 
         def ask(user: str) -> str:
-            body = {"id": {"id": user}, "parameter": {"parameters": {"user": user}}, "cookie": {}}[kind]
+            body: dict[str, Any] = {"id": user} if kind == "id" else {"parameters": {"user": user}}
             headers = {"cookie": f"a=b; user={user}"} if kind == "cookie" else {}
             return version_of(gateway.public.post(INFER, json={**AFFINE, **body}, headers=headers))
 

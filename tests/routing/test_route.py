@@ -17,8 +17,8 @@ FEW_USERS = USERS[:5_000]
 RANDOMS = [number / 50 for number in range(50)]
 
 
-def decided(route: Route, random: float = 0.5, **facts: Any) -> Decision:
-    return route.choose(RequestFacts(**facts), random)
+def decided(route: Route, random: float = 0.5, headers: Any = None, **facts: Any) -> Decision:
+    return route.choose(headers or {}, random, RequestFacts(**facts))
 
 
 def chosen(route: Route, random: float = 0.5, **facts: Any) -> str:
@@ -250,6 +250,22 @@ def test_a_route_says_whether_a_request_has_a_say_and_what_its_buckets_stand_for
     sticky = compile_route(document(sticky={"cookie": "uid"}, salt="s"), name="m")
     assert (sticky.is_random, sticky.units) == (False, "cookie uid, salt s")
     assert not compile_route(document(match=[match(query="v")]), name="m").is_random
+
+
+@pytest.mark.parametrize(
+    ("looks", "beyond_headers"),
+    [
+        ({}, False),
+        ({"sticky": {"header": "x"}, "match": [match(header="y")]}, False),
+        ({"sticky": {"cookie": "x"}}, False),
+        ({"tenant": {"header": "x"}, "match": [match(tenant=True)]}, False),
+        ({"sticky": {"id": True}}, True),
+        ({"sticky": {"parameter": "x"}}, True),
+        ({"sticky": {"header": "x"}, "match": [match(header="y"), match(query="x")]}, True),
+    ],
+)
+def test_a_route_says_whether_headers_are_all_it_needs(looks: dict[str, Any], beyond_headers: bool) -> None:
+    assert compile_route(document(**looks), name="m").needs_facts is beyond_headers
 
 
 @pytest.mark.parametrize("weights", [(0, 100), (100, 0), (0, 0, 100)])

@@ -7,29 +7,29 @@ from typing import Any
 
 import pytest
 
-from gateway.routing import RequestFacts, Route, compile_route
+from gateway.routing import Route, compile_route
 from gateway.routing.simulation import Routed, Simulation
 from tests.routing.routes import document, match, route_of, variant
 
-FACTS = [
-    RequestFacts({"user": str(number), **({"x-beta": "1"} if number % 10 == 0 else {})}) for number in range(2_000)
+HEADERS: list[dict[str, str]] = [
+    {"user": str(number), **({"x-beta": "1"} if number % 10 == 0 else {})} for number in range(2_000)
 ]
-WITHOUT_UNIT = [RequestFacts()] * 100
+WITHOUT_UNIT: list[dict[str, str]] = [{}] * 100
 BETA = [match(header="x-beta", variant="v1")]
 
 
-def logged(route: Route, facts: list[RequestFacts]) -> list[Routed]:
+def logged(route: Route, headers: list[dict[str, str]]) -> list[Routed]:
     """What the log would hold of these requests."""
-    decisions = [route.choose(fact, 0.99) for fact in facts]
+    decisions = [route.choose(one, 0.99) for one in headers]
     return [
         Routed(one.variant.name, route.revision, route.units, one.bucket, one.holdout_bucket, one.rule)
         for one in decisions
     ]
 
 
-def simulated(old: Route, new: Route, facts: list[RequestFacts] = FACTS) -> dict[str, Any]:
+def simulated(old: Route, new: Route, headers: list[dict[str, str]] = HEADERS) -> dict[str, Any]:
     simulation = Simulation(new, {old.revision: [rule.condition for rule in old.matches]})
-    simulation.add(logged(old, facts))
+    simulation.add(logged(old, headers))
     return simulation.document()
 
 
@@ -51,12 +51,12 @@ def simulated(old: Route, new: Route, facts: list[RequestFacts] = FACTS) -> dict
 )
 def test_of_sticky_units_under_the_same_salt_it_says_what_happens_to_each(old: Route, new: Route) -> None:
     said = simulated(old, new)
-    moves = Counter((old.choose(fact, 0).variant.name, new.choose(fact, 0).variant.name) for fact in FACTS)
+    moves = Counter((old.choose(one, 0).variant.name, new.choose(one, 0).variant.name) for one in HEADERS)
     moved = {move: count for move, count in moves.items() if move[0] != move[1]}
     assert {(move["from"], move["to"]): move["units"] for move in said["moves"]} == moved
     assert (said["requests"], said["certain"], said["units"]) == (2_000, 2_000, 2_000)
     assert said["moved"] == sum(moved.values())
-    now = Counter(new.choose(fact, 0).variant.name for fact in FACTS)
+    now = Counter(new.choose(one, 0).variant.name for one in HEADERS)
     assert {one["name"]: one["now"] for one in said["variants"] if one["now"]} == now
 
 
@@ -99,7 +99,7 @@ def test_a_rule_that_has_changed_is_not_guessed_at() -> None:
 def test_a_rule_of_a_revision_that_nobody_remembers_is_not_guessed_at_either() -> None:
     route = route_of(90, 10, match=BETA)
     simulation = Simulation(route, {})
-    simulation.add(logged(route, FACTS))
+    simulation.add(logged(route, HEADERS))
     assert simulation.document()["certain"] == 1_800
 
 
@@ -120,8 +120,8 @@ def test_a_route_that_stuck_to_nothing_has_no_units() -> None:
 def test_a_log_over_several_revisions_says_so_and_counts_a_unit_once() -> None:
     first, second = route_of(90, 10), route_of(50, 50, revision=8)
     simulation = Simulation(route_of(50, 50), {7: (), 8: ()})
-    simulation.add(logged(first, FACTS))
-    simulation.add(logged(second, FACTS))
+    simulation.add(logged(first, HEADERS))
+    simulation.add(logged(second, HEADERS))
     said = simulation.document()
     assert (said["units"], said["moves"]) == (2_000, [])
     assert said["notes"] == ["the log spans revisions 7 to 8"]

@@ -158,8 +158,11 @@ ONE_ROW = {"x": np.ones((1, 3), np.float32)}
 
 class TestWhatRoutesLookAt:
     def put(self, plane: Plane, store: Store, run: Run, document: dict[str, Any]) -> None:
-        run(store.set(keys.route("affine"), orjson.dumps(document)))
-        run(plane.routes.refresh())
+        async def write() -> None:
+            await store.set(keys.route("affine"), orjson.dumps(document))
+            await plane.routes.refresh()
+
+        run(write())
         assert plane.routes.problems == {}
 
     def test_a_unit_may_be_the_id_or_a_parameter(

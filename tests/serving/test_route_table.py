@@ -14,7 +14,6 @@ import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.prediction_id import name_hash
-from gateway.routing import RequestFacts
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.repository import scan
 from gateway.serving import route_table as route_table_module
@@ -56,7 +55,7 @@ def table(registry: Registry, store: Store, tmp_path: Path) -> RouteTable:
 def in_force(routes: RouteTable, name: str = "m") -> tuple[int, str]:
     route = routes.get(name)
     assert route is not None
-    return route.revision, route.choose(RequestFacts(), 0.5).variant.version
+    return route.revision, route.choose({}, 0.5).variant.version
 
 
 async def put(store: Store, raw: bytes | dict[str, Any]) -> None:
