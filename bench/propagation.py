@@ -13,20 +13,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
+import orjson
 
 from bench import machine
 from bench.places import RESULTS, ROOT
 from bench.results import Measurement, Results
 from bench.running import own_gateway
-from gateway.opsclient import OpsClient
 from gateway.state.embedded import EmbeddedStore
 
 ROUTE = "employment"
-POLL_SECONDS = 0.001
+POLL_SECONDS = 0.005
 TIMEOUT_SECONDS = 10.0
 LIMIT_MS = 200.0
 
@@ -69,34 +71,47 @@ def _measure(gateways: int, changes: int) -> list[float]:
         store.start()
         stack.callback(store.stop)
         shared = ("--no-collector", "--redis-url", store.url)
-        urls = [stack.enter_context(own_gateway(*shared)).ops for _ in range(gateways)]
-        watchers = [stack.enter_context(httpx.Client(base_url=url, trust_env=False)) for url in urls]
+        hosts = [urlsplit(stack.enter_context(own_gateway(*shared)).ops).netloc for _ in range(gateways)]
+        editors, watchers = ([_closing(stack, HTTPConnection(host)) for host in hosts] for _ in range(2))
         pool = stack.enter_context(ThreadPoolExecutor(gateways))
         seconds: list[float] = []
-        for number in range(changes):
-            editor = OpsClient(urls[number % gateways], None)
-            _, tag = editor.route(ROUTE)
+        for revision in range(changes):
             began = time.monotonic()
-            reached = [pool.submit(_reached, watcher, number + 1) for watcher in watchers]
-            editor.put_route(ROUTE, _split(number % 101), tag, "bench")
+            reached = [pool.submit(_reached, watcher, revision + 1) for watcher in watchers]
+            _change(editors[revision % gateways], revision)
             seconds += [future.result() - began for future in reached]
         return seconds
 
 
-def _split(canary: int) -> dict[str, object]:
+def _change(editor: HTTPConnection, revision: int) -> None:
+    """Another weight for the canary. Raises `RuntimeError` if the gateway refuses it."""
+    canary = revision % 101
     variants = [("stable", "1", 100 - canary), ("canary", "2", canary)]
-    return {"variants": [dict(zip(("name", "version", "weight"), variant, strict=True)) for variant in variants]}
+    document = {"variants": [dict(zip(("name", "version", "weight"), one, strict=True)) for one in variants]}
+    headers = {"If-Match": f'"{revision}"', "Content-Type": "application/json"}
+    editor.request("PUT", f"/admin/routes/{ROUTE}", orjson.dumps(document), headers)
+    response = editor.getresponse()
+    text = response.read()
+    if response.status != HTTPStatus.OK:
+        raise RuntimeError(f"{response.status}: {text.decode()}")
 
 
-def _reached(watcher: httpx.Client, revision: int) -> float:
+def _reached(watcher: HTTPConnection, revision: int) -> float:
     """When the gateway had it in force. Raises `TimeoutError`."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline:
-        routes = watcher.get("/admin/routes").json()["routes"]
+        watcher.request("GET", "/admin/routes")
+        routes = orjson.loads(watcher.getresponse().read())["routes"]
         if any(route["name"] == ROUTE and route["revision"] >= revision for route in routes):
             return time.monotonic()
         time.sleep(POLL_SECONDS)
-    raise TimeoutError(f"revision {revision} did not reach {watcher.base_url} in {TIMEOUT_SECONDS:g} s")
+    raise TimeoutError(f"revision {revision} did not reach {watcher.host}:{watcher.port} in {TIMEOUT_SECONDS:g} s")
+
+
+def _closing(stack: ExitStack, connection: HTTPConnection) -> HTTPConnection:
+    """The connection, closed at the end."""
+    stack.callback(connection.close)
+    return connection
 
 
 if __name__ == "__main__":
