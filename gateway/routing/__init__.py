@@ -5,8 +5,18 @@ A route is a JSON document (`docs/operations.md` describes it). `document.py` co
 and `simulation.py` says what a document would have done with the requests in the log.
 """
 
-from gateway.routing.attributes import NO_FACTS, RequestFacts
+from gateway.routing.attributes import NO_FACTS, RequestFacts, query_parameters
 from gateway.routing.document import compile_route, default_route
 from gateway.routing.route import BUCKETS, Decision, Route, Variant
 
-__all__ = ["BUCKETS", "NO_FACTS", "Decision", "RequestFacts", "Route", "Variant", "compile_route", "default_route"]
+__all__ = [
+    "BUCKETS",
+    "NO_FACTS",
+    "Decision",
+    "RequestFacts",
+    "Route",
+    "Variant",
+    "compile_route",
+    "default_route",
+    "query_parameters",
+]

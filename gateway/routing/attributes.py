@@ -23,14 +23,19 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 class RequestFacts(NamedTuple):
     """What some routes look at besides the headers."""
 
-    query: str = ""
-    """Of the request target, as it came."""
+    query: Mapping[str, str] = NOTHING
+    """Parameters of the URL."""
     parameters: Mapping[str, Any] = NOTHING
     """The JSON request's own: strings, numbers and bools."""
     id: str | None = None
 
 
 NO_FACTS = RequestFacts()
+
+
+def query_parameters(query: str) -> dict[str, str]:
+    """Those of a URL's query, which is read once however many rules look at it."""
+    return dict(reversed(parse_qsl(query, keep_blank_values=True)))
 
 
 class Attribute(NamedTuple):
@@ -53,7 +58,7 @@ class Attribute(NamedTuple):
         if kind == "cookie":
             return _cookie_value(headers.get("cookie", ""), name)
         if kind == "query":
-            return _query_value(facts.query, name)
+            return facts.query.get(name)
         if kind == "parameter":
             return _text(facts.parameters.get(name))
         return facts.id
@@ -113,10 +118,6 @@ class Condition:
         if self.values is not None:
             return f"{self.attribute} = {' | '.join(self.values)}"
         return f"{self.attribute} starts with {self.prefix}"
-
-
-def _query_value(query: str, name: str) -> str | None:
-    return next((value for key, value in parse_qsl(query, keep_blank_values=True) if key == name), None)
 
 
 def _cookie_value(header: str, name: str) -> str | None:

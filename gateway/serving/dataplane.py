@@ -16,7 +16,7 @@ from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
 from gateway.protocol.parameters import schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
-from gateway.routing import NO_FACTS, RequestFacts, Route
+from gateway.routing import NO_FACTS, RequestFacts, Route, query_parameters
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call, Choice, Reply, output_indices
@@ -132,7 +132,10 @@ class DataPlane:
             known = self._choices[route.name] = self._choices_of(route)
         if known.drawn is not None:
             return known.drawn[bisect_right(route.bounds, self._random())]
-        facts = RequestFacts(call.query, request.parameters, request.id) if route.needs_facts else NO_FACTS
+        facts = NO_FACTS
+        if route.needs_facts:
+            query = query_parameters(call.query) if call.query else NO_FACTS.query
+            facts = RequestFacts(query, request.parameters, request.id)
         decision = call.decision = route.choose(headers, self._random(), facts)
         return known.by_variant[decision.variant.name]
 

@@ -123,6 +123,7 @@ class RouteTable:
             self._apply_changes({known: raw for known, raw in stored.items() if known in self._routes})
             change()
             self._follow(name, stored)
+            self._look_again()
 
     async def _look(self, name: str) -> dict[str, bytes | None]:
         """The stored document; nothing if the store does not answer."""
@@ -153,10 +154,18 @@ class RouteTable:
 
     def _apply_changes(self, stored: Mapping[str, bytes | None]) -> None:
         changed = [name for name, raw in stored.items() if name not in self._seen or self._seen[name] != raw]
+        aliases = self._aliases
         for name in changed:
             self._apply(name, stored[name])
+        if self._aliases != aliases:
+            self._look_again()
         if changed:
             self._save_snapshot()
+
+    def _look_again(self) -> None:
+        """At what was refused: the name that an alias wanted may be free by now."""
+        for name in [name for name in self.problems if name in self._seen]:
+            self._apply(name, self._seen[name])
 
     def _apply(self, name: str, raw: bytes | None) -> None:
         self._seen[name] = raw

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.routing import BUCKETS, Decision, RequestFacts, Route, compile_route
+from gateway.routing import BUCKETS, Decision, RequestFacts, Route, compile_route, query_parameters
 from gateway.routing.route import bucket_of
 from tests.routing.routes import document, match, route_of, variant
 
@@ -17,8 +17,8 @@ FEW_USERS = USERS[:5_000]
 RANDOMS = [number / 50 for number in range(50)]
 
 
-def decided(route: Route, random: float = 0.5, headers: Any = None, **facts: Any) -> Decision:
-    return route.choose(headers or {}, random, RequestFacts(**facts))
+def decided(route: Route, random: float = 0.5, headers: Any = None, query: str = "", **facts: Any) -> Decision:
+    return route.choose(headers or {}, random, RequestFacts(query_parameters(query), **facts))
 
 
 def chosen(route: Route, random: float = 0.5, **facts: Any) -> str:

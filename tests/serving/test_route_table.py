@@ -380,5 +380,9 @@ class TestAliases:
             await routes.refresh()
             assert routes.problems["m"].startswith(f"aliases[0]: {problem}")
             assert in_force(routes, "work") == (1, "1")
+            # Once the name is free, the route that wanted it gets it.
+            await store.set(keys.route("other"), orjson.dumps({**other, "revision": 2, "aliases": []}))
+            await routes.refresh()
+            assert routes.get("work") is (routes.get("m") if alias == "work" else None)
 
         run(scenario())
