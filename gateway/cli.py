@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway import __version__, tables
+from gateway.cli_models import models_app
 from gateway.errors import StartupError
 from gateway.opsclient import DEFAULT_URL, OpsClient
 from gateway.settings import ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 routes_app = typer.Typer(help="Show and change who gets which version.", no_args_is_help=True)
 app.add_typer(routes_app, name="routes")
+app.add_typer(models_app, name="models")
 
 COLLECT_OPTIONS = ("models", "redis_url", "consumer_name", "log_level", "log_format")
 ASSIGNMENT = re.compile(r"(?P<name>[^=:]+)=(?:(?P<version>[^:]+):)?(?P<weight>[0-9.]+)\Z")

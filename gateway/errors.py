@@ -144,5 +144,11 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class DeadlineUnreachable(Unavailable):
+    """The request would be answered after its deadline, by what is known; nothing was done."""
+
+    code = "deadline_unreachable"
+
+
 class StartupError(Exception):
     """The process cannot start as configured; the message says what to change. Never reaches a client."""

@@ -32,7 +32,7 @@ from gateway.state.client import Store, connect, redact
 from gateway.state.embedded import EmbeddedStore
 from gateway.state.id_key import shared_id_key
 from gateway.state.process import ChildProcess
-from gateway.wiring import Gateway
+from gateway.wiring import Gateway, thread_budget
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         store = connect(redis_url)
         stack.push_async_callback(store.aclose)
         # 3. The models, then the rules about them.
-        executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
+        executor = stack.enter_context(ThreadPoolExecutor(thread_budget(settings), "onnx"))
         gateway = Gateway(settings, store, await _id_key(settings, store), device, executor)
         gateway.loader.load_all(folders, gateway.registry)
         gateway.routes.begin()
@@ -174,6 +174,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
             _background(
                 gateway.routes.watch(settings.route_poll_seconds),
                 gateway.log.run(),
+                gateway.learning.run(),
                 *(child.keep_running() for child in children),
             )
         )
@@ -181,6 +182,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
         tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol(), tls)
+        stack.push_async_callback(gateway.learning.write)
         stack.push_async_callback(_flush, gateway)
         if gateway.tracing is not None:
             stack.push_async_callback(gateway.tracing.close)

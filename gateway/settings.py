@@ -35,7 +35,9 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
-    data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
+    data_dir: Path = Field(
+        Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
+    )
     host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
     port: Port = Field(8080, description="Public port; 0 takes a free one.")
     grpc_port: int | None = Field(
@@ -60,12 +62,20 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
     )
+    device_id: int = Field(0, ge=0, description="Which CUDA device.")
+    device_memory_bytes: int | None = Field(
+        None, ge=2**20, description="Most CUDA memory for the arena of each loaded version; unset is all there is."
+    )
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
+    )
+    thread_budget: int = Field(
+        0, ge=0, description="Threads that all ONNX Runtime calls together may use; 0 is the cores of this process."
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
+    server_timing: bool = Field(True, description="Tell clients where the time of each prediction went.")
     otlp_endpoint: str | None = Field(
         None, description="Base URL of an OTLP/HTTP collector that takes traces; unset traces nothing."
     )
@@ -106,6 +116,8 @@ class Settings(BaseSettings):
         for one, other in combinations(ports, 2):
             if ports[one] == ports[other] and ports[one][1] != 0:
                 raise ValueError(f"{one} and {other} are both {ports[one][1]}; they must differ")
+        if self.thread_budget and self.threads > self.thread_budget:
+            raise ValueError(f"threads {self.threads} is more than thread_budget {self.thread_budget} lets run")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
         if self.otlp_endpoint is not None:

@@ -23,12 +23,17 @@ from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
+from gateway.runtime.cores import usable_cores
+from gateway.runtime.cuda import cuda_options
 from gateway.runtime.registry import Loader, Registry
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
+from gateway.runtime.warming import LEARNED_FOLDER
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
 
 SNAPSHOT_FILE = "routes.json"
+ENGINE_FOLDER = "tensorrt"
 NONCE_BYTES = 3
 
 
@@ -56,7 +62,10 @@ class Gateway:
     """Everything between the two ports and the store."""
 
     def __init__(self, settings: Settings, store: Store, id_key: bytes, device: Device, executor: Executor) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast."""
+        """Models are to run on `device`, in threads of `executor` unless they are fast.
+
+        Raises `StartupError` if a setting has no effect there.
+        """
         self.metrics = GatewayMetrics()
         self.registry = Registry()
         route_store = RouteStore(store)
@@ -74,14 +83,25 @@ class Gateway:
             scheme = "http" if settings.tls_cert is None else "https"
             traces = RequestTraces(self.tracing, rate=settings.trace_rate, scheme=scheme, random=random.random)
         self.plane = DataPlane(
-            self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
+            *(self.registry, self.routes, signer, self.metrics, self.log),
+            random=random.random,
+            traces=traces,
+            tells_timing=settings.server_timing,
         )
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        self.scheduler = Scheduler(thread_budget(settings))
+        cuda = cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER)
+        learned = settings.data_dir / LEARNED_FOLDER
+        self.loader = Loader(
+            *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
+            cuda=cuda,
+            learned=learned,
+        )
+        self.learning = Learning(self.registry, learned)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
-        self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
+        self.metrics.add_gauges(serving_gauges(self.registry, self.routes, self.scheduler))
         self._inventory = Inventory(self.plane, self.routes, self.loader)
         self._inference = InferenceApi(
             self.plane,
@@ -136,6 +156,11 @@ class Gateway:
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)
+
+
+def thread_budget(settings: Settings) -> int:
+    """Threads that all runs off the event loop may use together."""
+    return settings.thread_budget or usable_cores()
 
 
 def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:

@@ -77,11 +77,15 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "redis_url": ("redis://h:1", "redis://h:1"),
         "tls_cert": ("/etc/cert.pem", Path("/etc/cert.pem")),
         "tls_key": ("/etc/key.pem", Path("/etc/key.pem")),
-        "device": ("cpu", "cpu"),
+        "device": ("cuda", "cuda"),
+        "device_id": ("1", 1),
+        "device_memory_bytes": ("2000000000", 2_000_000_000),
         "threads": ("3", 3),
+        "thread_budget": ("8", 8),
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
+        "server_timing": ("false", False),
         "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
         "trace_rate": ("0.5", 0.5),
         "collector": ("false", False),
@@ -147,6 +151,7 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"port": -1}, "port:"),
         ({"grpc_port": 70_000}, "grpc_port:"),
         ({"threads": -1}, "threads:"),
+        ({"thread_budget": -1}, "thread_budget:"),
         ({"max_body_bytes": 10}, "max_body_bytes:"),
         ({"request_timeout": 0}, "request_timeout:"),
         ({"sample_rate": 1.5}, "sample_rate:"),
@@ -156,6 +161,8 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"drain_seconds": -1}, "drain_seconds:"),
         ({"shutdown_timeout": 0}, "shutdown_timeout:"),
         ({"device": "tpu"}, "device:"),
+        ({"device_id": -1}, "device_id:"),
+        ({"device_memory_bytes": 1000}, "device_memory_bytes:"),
         ({"log_level": "loud"}, "log_level:"),
         ({"log_format": "xml"}, "log_format:"),
     ],
@@ -164,6 +171,11 @@ def test_an_impossible_value_is_refused_naming_option_and_value(options: dict[st
     message = refusal(options)
     assert message.startswith(named)
     assert f"(got {next(iter(options.values()))!r})" in message
+
+
+def test_a_call_with_more_threads_than_may_run_is_refused() -> None:
+    assert refusal({"threads": 3, "thread_budget": 2}) == "threads 3 is more than thread_budget 2 lets run"
+    assert load_settings({"threads": 2, "thread_budget": 2}).threads == 2
 
 
 def test_what_stands_under_an_unknown_name_is_not_shown_for_it_may_be_a_mistyped_secret() -> None:

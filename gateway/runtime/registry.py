@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.cuda import CudaOptions
+from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
-from gateway.runtime.session import Device, OnnxSession
-from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
+from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
+from gateway.runtime.warming import WarmModel, warm_model
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
-
-PARALLEL_SECONDS = 5e-3
-"""A model whose best batch takes longer on one thread gets all cores, in one run or in several side by side; for less,
-threads cost more CPU time than they save waiting."""
 
 
 @dataclass(slots=True)
@@ -34,18 +33,22 @@ class ModelVersion:
 
     key: ModelKey
     signature: Signature
+    """As clients see it."""
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
     session: OnnxSession
+    warm: WarmModel
+    layout: Layout
     batcher: DynamicBatcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
-    is_batchable: bool = field(init=False)
+    has_simple_rows: bool = field(init=False)
+    """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
-        self.is_batchable = self.signature.is_batchable
+        self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     async def close(self) -> None:
@@ -145,13 +148,17 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Verifies, loads and warms up versions; every version it loads shares the executor."""
+    """Verifies, loads and warms up versions; every version it loads shares the executor and its threads."""
 
     device: Device
     threads: int
     executor: Executor
+    scheduler: Scheduler
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
+    cuda: CudaOptions = DEFAULT_CUDA
+    learned: Path | None = None
+    """Folder with what was learned about each version before; None measures all of them."""
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -171,34 +178,26 @@ class Loader:
         """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
         manifest = folder.verify()
         limits = folder.config.batching
-        session, plan = self._warm_session(folder)
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+        warm = warm_model(
+            *(folder, self.device, self.threads, self.learned), cores=self.scheduler.budget, cuda=self.cuda
+        )
+        session, layout = warm.session, warm.layout
+        answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
-            max_batch_rows=plan.batch_rows,
-            max_runs=plan.runs,
+            self.scheduler,
+            tuner=warm.tuner,
+            max_runs=warm.core_use.runs,
+            threads=warm.core_use.threads,
+            max_delay=limits.max_delay_ms / 1e3,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
+            run_clock=session.clock,
+            layout=layout,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(
+            *(folder.key, layout.signature, folder.config, manifest, answers, session, warm, layout, batcher)
+        )
         return version
-
-    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
-        """A session that has run, and how it is used best."""
-        session = OnnxSession(folder.model_path, self.device, self.threads or 1)
-        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
-        plan = plan_alone(session.warm_up, limit)
-        cores = len(os.sched_getaffinity(0))
-        if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
-            wide = OnnxSession(folder.model_path, self.device, cores)
-            wide_plan = plan_alone(wide.warm_up, limit)
-            apart = plan_side_by_side(session.warm_up, plan, cores)
-            if apart.is_better(wide_plan):
-                plan = apart
-            else:
-                session, plan = wide, wide_plan
-        if plan.batch_rows < limit or plan.runs > 1:
-            logger.info("%s: %s, of %d rows allowed", folder.key, plan, limit)
-        return session, plan

@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
-from gateway.runtime.registry import Registry
+from gateway.runtime.registry import ModelVersion, Registry
+from gateway.runtime.scheduler import Scheduler
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import (
+    CHOSEN_ROWS,
     MODEL_READY,
+    PREDICTED_P99,
+    PREDICTED_RUN,
     QUEUED_ROWS,
     ROUTE_INVALID,
     ROUTE_REVISION,
     ROUTE_WEIGHT,
+    THREAD_BUDGET,
+    THREAD_SECONDS,
+    THREAD_WAIT,
+    THREADS_IN_USE,
     Gauge,
 )
 
 
-def serving_gauges(registry: Registry, routes: RouteTable) -> Callable[[], Iterator[Gauge]]:
-    """Queue depth, readiness, and the routes in force."""
+def serving_gauges(registry: Registry, routes: RouteTable, scheduler: Scheduler) -> Callable[[], Iterator[Gauge]]:
+    """Threads, queue depth, readiness, what was learned about the runs, and the routes in force."""
 
     def read() -> Iterator[Gauge]:
+        yield THREAD_BUDGET, (), scheduler.budget
+        yield THREADS_IN_USE, (), scheduler.threads_in_use
         for version in registry:
+            yield THREAD_SECONDS, version.key, version.batcher.seat.thread_seconds
+            yield THREAD_WAIT, version.key, version.batcher.seat.waited
             yield QUEUED_ROWS, version.key, version.batcher.queued_rows
             yield MODEL_READY, version.key, 1
+            yield from _learned(version)
         for key in registry.refused:
             yield MODEL_READY, key, 0
         for route in routes:
@@ -32,3 +46,13 @@ def serving_gauges(registry: Registry, routes: RouteTable) -> Callable[[], Itera
                 yield ROUTE_WEIGHT, (route.name, variant.name, variant.version), variant.weight
 
     return read
+
+
+def _learned(version: ModelVersion) -> Iterator[Gauge]:
+    """Of the shape that was run last; no prediction where nothing was run yet."""
+    shape = version.warm.tuner.last
+    yield CHOSEN_ROWS, version.key, shape.rows
+    point = shape.point(shape.rows)
+    if math.isfinite(point.seconds):
+        yield PREDICTED_RUN, version.key, point.seconds
+        yield PREDICTED_P99, version.key, point.latency

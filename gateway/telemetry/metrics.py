@@ -49,7 +49,28 @@ QUEUE = Instrument("gateway_queue_duration_seconds", "histogram", "Wait before t
 RUN = Instrument("gateway_run_duration_seconds", "histogram", "ONNX Runtime call, by batch.", _VERSION)
 BATCH_ROWS = Instrument("gateway_batch_rows", "histogram", "Rows in one ONNX Runtime call.", _VERSION)
 QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
+THREAD_BUDGET = Instrument("gateway_thread_budget", "gauge", "Threads that all runs together may use.", ())
+THREADS_IN_USE = Instrument("gateway_threads_in_use", "gauge", "Threads of the runs that are on now.", ())
+THREAD_SECONDS = Instrument(
+    "gateway_thread_seconds_total",
+    "counter",
+    "Seconds of all runs times their threads: who uses the machine.",
+    _VERSION,
+)
+THREAD_WAIT = Instrument(
+    "gateway_thread_wait_seconds_total", "counter", "Time that a batch was ready and waited for threads.", _VERSION
+)
 MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
+CHOSEN_ROWS = Instrument("gateway_chosen_batch_rows", "gauge", "Rows that a run may have now.", _VERSION)
+PREDICTED_RUN = Instrument(
+    "gateway_predicted_run_seconds", "gauge", "Mean of a run with the chosen rows, as learned.", _VERSION
+)
+PREDICTED_P99 = Instrument(
+    "gateway_predicted_p99_seconds",
+    "gauge",
+    "From arrival to the end of a run with the chosen rows at the 99th percentile, as learned.",
+    _VERSION,
+)
 ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
 ROUTE_WEIGHT = Instrument(
     "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
@@ -78,6 +99,9 @@ DRIFT_SCORE = Instrument(
     ("model", "version", "feature", "statistic"),
 )
 
+KEPT_ELSEWHERE = (THREAD_SECONDS, THREAD_WAIT)
+"""Counters that are read as gauges are."""
+
 INSTRUMENTS = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
 
 SECONDS_BUCKETS = np.array(
@@ -90,6 +114,11 @@ MAX_WAITING = 64
 
 Labels: TypeAlias = tuple[str, ...]
 Gauge: TypeAlias = tuple[Instrument, Labels, float]
+
+FAMILIES: dict[str, type[GaugeMetricFamily | CounterMetricFamily]] = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+}
 
 
 class Histogram:
@@ -189,7 +218,10 @@ class GatewayMetrics(Collector):
         self._counters[instrument][labels] += amount
 
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
-        """`source` is asked for (instrument, label values, value) at every exposition."""
+        """`source` is asked for (instrument, label values, value) at every exposition.
+
+        A counter that is kept elsewhere is read likewise.
+        """
         self._gauges.append(source)
 
     def collect(self) -> Iterator[Metric]:
@@ -223,9 +255,9 @@ class GatewayMetrics(Collector):
 
     def _gauge_families(self) -> Iterator[Metric]:
         families = {
-            instrument: GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
+            instrument: FAMILIES[instrument.kind](instrument.name, instrument.help, labels=instrument.labels)
             for instrument in INSTRUMENTS
-            if instrument.kind == "gauge"
+            if instrument.kind == "gauge" or instrument in KEPT_ELSEWHERE
         }
         for source in self._gauges:
             for instrument, labels, value in source():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StartupError
+from gateway.runtime.manifest import ModelConfig
 from gateway.runtime.repository import VersionFolder, scan, survey, usable
 from gateway.types import ModelKey
 from tests.support import onnx_models
@@ -28,7 +29,7 @@ def test_a_folder_with_nothing_but_model_onnx_is_a_version(tmp_path: Path) -> No
     write_version(tmp_path, "m", "1", CONTENT)
     (folder,) = scan(tmp_path)
     assert folder.verify() is None
-    assert folder.config.batching.max_batch_rows > 0
+    assert folder.config == ModelConfig()
 
 
 def test_what_is_no_version_is_passed_over(tmp_path: Path) -> None:

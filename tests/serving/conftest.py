@@ -19,7 +19,8 @@ def plane_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_version(models, "affine", "2", onnx_models.affine(3.0))
     write_version(models, "text", "1", onnx_models.identity("BYTES", ("n", 1)))
     write_version(models, "fixed", "1", onnx_models.fixed_rows())
-    write_version(models, "total", "1", onnx_models.total())
+    # A proof at load would find out that its output has no rows.
+    write_version(models, "total", "1", onnx_models.total(), "[batching]\nmax_batch_rows = 1\n")
     write_version(models, "lookup", "1", onnx_models.lookup())
     write_published_version(models, "classifier", "1", onnx_models.classifier())
     write_published_version(models, "unscored", "1", onnx_models.classifier_without_score())

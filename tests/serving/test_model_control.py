@@ -198,7 +198,7 @@ class TestLoading:
     def test_the_loop_goes_on_while_a_version_loads(self, models: Path, run: Run) -> None:
         async def scenario(plane: Plane) -> None:
             write_version(models, "m", "2", onnx_models.affine(2.0))
-            loader = GatedLoader("cpu", 1, plane.loader.executor, 30.0, plane.plane.finish)
+            loader = GatedLoader("cpu", 1, plane.loader.executor, plane.loader.scheduler, 30.0, plane.plane.finish)
             control = ModelControl(models, loader, plane.plane, plane.routes)
             loading = asyncio.create_task(control.load("m"))
             await wait_until_async(loader.started.is_set)

@@ -33,6 +33,11 @@ ONNX_TYPES = {
 }
 
 
+def dtype_of(datatype: str) -> Any:
+    """Of the arrays that a tensor of the datatype is made of."""
+    return helper.tensor_dtype_to_np_dtype(ONNX_TYPES[datatype])
+
+
 def value(name: str, datatype: str, shape: Extents) -> Any:
     """An input or output; a string or None in the shape is a variable extent."""
     return helper.make_tensor_value_info(name, ONNX_TYPES[datatype], shape)
@@ -92,6 +97,13 @@ def lookup() -> bytes:
     node = helper.make_node("Gather", ["table", "index"], ["y"], axis=0)
     table = constant("table", np.arange(8, dtype=np.float32).reshape(4, 2))
     return model([node], [value("index", "INT64", ["n"])], [value("y", "FP32", ["n", 2])], [table])
+
+
+def pairs() -> bytes:
+    """Two numbers become a row of two: fails for an odd number of them, and so for a single row of zeros."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = constant("shape", np.array([-1, 2], np.int64))
+    return model([node], [value("x", "FP32", ["n"])], [value("y", "FP32", ["k", 2])], [shape])
 
 
 def total() -> bytes:

@@ -13,6 +13,7 @@ from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.repository import scan
+from gateway.runtime.scheduler import Scheduler
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.model_control import ModelControl
@@ -100,7 +101,7 @@ def plane_over(
     signer = IdSigner(b"a key for this test alone", b"abc")
     plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW, traces=traces)
     with ThreadPoolExecutor(2) as executor:
-        loader = Loader("cpu", 1, executor, 30.0, plane.finish)
+        loader = Loader("cpu", 1, executor, Scheduler(2), 30.0, plane.finish)
         loader.load_all(scan(models), registry)
         routes.begin()
         control = ModelControl(models, loader, plane, routes)
