@@ -31,13 +31,14 @@ from bench.servers import ROUTE
 from bench.stopwatch import REST, Point, Stopwatch, TimerCost, replaced, timer_cost, timing
 from gateway.api import slot
 from gateway.api.fastpath import FastProtocol
-from gateway.protocol.fast_json import FastDecoder
-from gateway.runtime import batcher
+from gateway.protocol.fast_json import FastDecoder, Template
 from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.repository import scan
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import OnnxSession
 from gateway.server import GC_THRESHOLDS, Listener
 from gateway.serving.dataplane import DataPlane
+from gateway.serving.timing import Timing
 from gateway.settings import Settings
 from gateway.state.client import connect
 from gateway.state.log_writer import LogWriter
@@ -51,14 +52,16 @@ POINTS = (
     Point("receive", FastProtocol, "data_received"),
     Point("decode", FastDecoder, "decode"),
     Point("route", DataPlane, "admit"),
-    Point("batch", DynamicBatcher, "_dispatch"),
-    Point("numbers", batcher, "gather"),
+    Point("batch", Scheduler, "_give_turns"),
+    Point("numbers", Template, "read_all"),
     Point("learn", DynamicBatcher, "_run"),
+    Point("learn", DynamicBatcher, "_learn"),
     Point("wrapper", OnnxSession, "run"),
     Point("run", InferenceSession, "run"),
     Point("answer", DynamicBatcher, "_finish"),
     Point("ids", DataPlane, "_sign"),
     Point("texts", slot, "row_bodies"),
+    Point("timing", Timing, "tell"),
     Point("send", FastProtocol, "send_ok"),
     Point("report", DataPlane, "_report"),
 )
@@ -66,13 +69,14 @@ PARTS = {
     "receive": "receive, recognise the head",
     "decode": "decode",
     "route": "route and queue",
-    "batch": "form the batch",
+    "batch": "give turns, form the batch",
     "numbers": "read its numbers",
     "run": "ONNX Runtime's run",
     "wrapper": "its Python wrapper",
     "learn": "learn what it cost",
     "ids": "sign the ids",
     "texts": "write the rows as JSON",
+    "timing": "say where its time went",
     "answer": "answer the callers",
     "send": "send",
     "report": "metrics, statistics, request log",

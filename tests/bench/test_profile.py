@@ -76,7 +76,7 @@ def test_requests_that_miss_a_part_are_an_error(models: Path) -> None:
     seen: list[Measurement] = []
     thresholds, append = gc.get_threshold(), LogWriter.append_predictions
 
-    with pytest.raises(LookupError, match=r"no request came to gateway\.api\.slot\.row_bodies"):
+    with pytest.raises(LookupError, match=r"no request came to .*gateway\.api\.slot\.row_bodies"):
         uvloop.run(profile.profile(models, orjson.dumps({"id": "a", **document}), 1, {1: 10}, seen.append))
 
     assert seen == []
