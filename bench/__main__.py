@@ -25,7 +25,7 @@ from bench.servers import KINDS, Kind
 
 FULL = Length(rounds=3, seconds=5)
 SHORT = Length(rounds=1, seconds=2)
-PROFILE_ROUNDS = 25
+PROFILE_ROUNDS = 15
 INTERRUPTED = 130
 """What a shell reports for a command that Ctrl-C has ended."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
