@@ -160,7 +160,8 @@ class Load:
         if unseen := [point for point in POINTS if point.part not in spent]:
             names = ", ".join(f"{point.owner.__name__}.{point.name}" for point in unseen)
             raise LookupError(f"no request came to {names}: bench/profile.py has to follow the gateway")
-        return _per_request(spent, turns * self.connections)
+        requests = turns * self.connections
+        return _per_request(spent, requests) | {"rows_per_run": requests / stopwatch.calls("run")}
 
 
 async def profile(

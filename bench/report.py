@@ -196,6 +196,7 @@ def _wholes(results: Results, scenarios: list[str]) -> Table:
                 for name in scenarios
             ],
         ),
+        row("rows in a run", [results.median(name, "gateway", "rows_per_run") for name in scenarios]),
         row(
             "to time a call, µs, not counted in",
             [results.median(name, IN_PROCESS, "timer_us") for name in scenarios],

@@ -73,6 +73,10 @@ class Stopwatch:
         self._since = self._clock()
         return before
 
+    def calls(self, part: str) -> int:
+        """How often the part was called since the restart."""
+        return sum(calls for (_, called), calls in self._calls.items() if called == part)
+
     def timed(self, part: str, function: Function) -> Function:
         """`function`, charged to `part`."""
 

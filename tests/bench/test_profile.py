@@ -59,6 +59,14 @@ def test_the_prototype_and_the_run_alone_are_measured_beside_it(results: Results
         assert min(min(rounds.values()) for rounds in compared) > 0
 
 
+def test_one_connection_has_its_runs_to_itself(results: Results) -> None:
+    four = results.median("profile-4", "gateway", "rows_per_run")
+
+    assert results.median("profile-1", "gateway", "rows_per_run") == 1
+    assert four is not None
+    assert 1 <= four <= 4
+
+
 def test_a_pipe_gets_the_tables_as_markdown(results: Results, tmp_path: Path) -> None:
     with (tmp_path / "out.md").open("w") as file:
         print_report(results, Console(file=file, width=40))

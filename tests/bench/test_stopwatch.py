@@ -53,6 +53,7 @@ def test_parts_are_charged_their_own_time_alone() -> None:
         assert Oven(time).bake(is_cold=False) == "bread"
 
     assert stopwatch.spent(FREE) == {REST: 2.0, "baking": 3.0, "heating": 2.5}
+    assert [stopwatch.calls(part) for part in ("baking", "heating", "cooling")] == [2, 1, 0]
 
 
 def test_the_cost_of_timing_is_taken_off_caller_and_called() -> None:
