@@ -13,14 +13,24 @@ from gateway.settings import Settings, load_settings
 if TYPE_CHECKING:
     from gateway.runtime.repository import VersionFolder
 
-models_app = typer.Typer(help="Look into the model repository.", no_args_is_help=True)
+models_app = typer.Typer(help="Look into the model repository, and prepare it.", no_args_is_help=True)
 
 MAX_ROUNDS = 1000
 
 
-@models_app.callback()
-def models_group() -> None:
-    """Look into the model repository."""
+@models_app.command("sign")
+def sign_versions(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="<models>/<name>/<version>.", exists=True, file_okay=False),
+    ],
+    key: Annotated[Path, typer.Option(help="Ed25519 private key (PEM).", exists=True, dir_okay=False)],
+) -> None:
+    """Sign versions, once their files are what the manifest says, for gateways with `model_keys`."""
+    from gateway.runtime.trust import sign  # noqa: PLC0415 -- as below
+
+    for folder in folders:
+        typer.echo(sign(folder.resolve(), key))
 
 
 @models_app.command()
@@ -38,12 +48,13 @@ def tune(
     from gateway.runtime.learned import learned_file, read_learned  # noqa: PLC0415
     from gateway.runtime.repository import scan  # noqa: PLC0415
     from gateway.runtime.session import choose_device  # noqa: PLC0415
+    from gateway.runtime.trust import verify  # noqa: PLC0415
     from gateway.runtime.warming import LEARNED_FOLDER, Trial  # noqa: PLC0415
 
     settings = load_settings({"models": models, "data_dir": data_dir}, config)
     folder = _find(scan(settings.models), name, version)
-    folder.verify()
-    trial = Trial(folder, choose_device(settings.device), settings.threads)
+    verified = verify(folder.folder, settings.model_keys)
+    trial = Trial(folder, choose_device(settings.device), settings.threads, verified=verified)
     batching = folder.config.batching
     sizes = tuning_report.sizes_to_measure(batching)
     samples = trial.measured(sizes if trial.layout.shares_runs else (1,), budget=seconds, rounds=MAX_ROUNDS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from ipaddress import ip_address
 from itertools import combinations
 from pathlib import Path
@@ -24,6 +25,8 @@ MINIMUM_SECRET_LENGTH = 16
 OPS_URL_VARIABLE = f"{ENV_PREFIX}OPS_URL"
 """Names the gateway to the commands that talk to one; no setting of a gateway itself."""
 
+LOG_BUFFER_MINIMUM = 2**16
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -35,6 +38,15 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
+    model_keys: Path | None = Field(
+        None, description="Ed25519 public keys (PEM); versions not signed by one of them are refused."
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="Memory of all loaded models; a load beyond it is refused. 0 is what the container has."
+    )
+    model_poll_seconds: float = Field(
+        0.0, ge=0, description="How often to look for new, changed and removed versions; 0 waits for load requests."
+    )
     data_dir: Path = Field(
         Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
     )
@@ -58,6 +70,12 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(None, description="Redis or Valkey to use; unset starts the embedded one.")
     id_key: SecretStr | None = Field(
         None, description="Key that signs prediction ids; unset shares a random one through the store."
+    )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=128,
+        description="Processes that share port and grpc_port, each with all models; above 1 needs Linux.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
@@ -83,7 +101,9 @@ class Settings(BaseSettings):
         0.01, ge=0, le=1, description="Share of the requests traced of those whose caller leaves it open."
     )
     log_buffer_bytes: int = Field(
-        16 * 2**20, ge=2**16, description="Log entries waiting for the store; past it they are dropped and counted."
+        16 * 2**20,
+        ge=LOG_BUFFER_MINIMUM,
+        description="Log entries waiting for the store; past it they are dropped and counted.",
     )
     log_stream_bytes: int = Field(
         256 * 2**20, ge=2**20, description="About how much of the store each model's prediction stream may take."
@@ -120,6 +140,8 @@ class Settings(BaseSettings):
             raise ValueError(f"threads {self.threads} is more than thread_budget {self.thread_budget} lets run")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
+        if self.workers > 1:
+            self._can_be_shared_out()
         if self.otlp_endpoint is not None:
             _refuse_unusable_endpoint(self.otlp_endpoint)
         elif "trace_rate" in self.model_fields_set:
@@ -130,6 +152,26 @@ class Settings(BaseSettings):
                 f"set {ENV_PREFIX}OPS_TOKEN, or keep ops_host on 127.0.0.1"
             )
         return self
+
+    def _can_be_shared_out(self) -> None:
+        if sys.platform != "linux":
+            raise ValueError(f"workers {self.workers}: only Linux spreads the connections of a port over processes")
+        if self.log_buffer_bytes // self.workers < LOG_BUFFER_MINIMUM:
+            raise ValueError(f"log_buffer_bytes needs at least {LOG_BUFFER_MINIMUM} for each of {self.workers} workers")
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The certificate chain and its key."""
+        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
+
+    def as_options(self) -> dict[str, str]:
+        """What is set, as text: for the environment of another process."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
     @classmethod
     def settings_customise_sources(

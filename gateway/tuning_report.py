@@ -15,7 +15,7 @@ from gateway.runtime.choice import RUNS_WAITED_FOR, Point, choose
 from gateway.runtime.learned import LearnedState
 from gateway.runtime.manifest import LEARNED_ROWS_LIMIT, BatchingConfig
 from gateway.runtime.tuner import BatchPolicy, ShapeTuner, Tuner
-from gateway.runtime.tuning import CoreUse, Samples, best_core_use, powers_of_two
+from gateway.runtime.tuning import CoreUse, Samples, best_core_uses, powers_of_two
 from gateway.types import ModelKey
 
 COMPARED = (1, 8, 32)
@@ -39,7 +39,7 @@ def report(
     learned: LearnedState | None,
 ) -> RenderableType:
     """For a terminal. `samples` are not empty; `learned` is what a gateway knew of the version."""
-    core_use = best_core_use(samples, policy.slo)
+    core_use = best_core_uses(samples, policy.slo)[0]
     parts: list[RenderableType] = [Text(f"{key}, rows of zeros", "bold")]
     for measured, curve in sorted(samples.items()):
         note = ", the better" if measured == core_use and len(samples) > 1 else ""

@@ -25,6 +25,7 @@ STATUS_TABLE = {
     "store_unavailable": 503,
     "deadline_exceeded": 503,
     "deadline_unreachable": 503,
+    "insufficient_memory": 507,
 }
 
 

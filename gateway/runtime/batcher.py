@@ -26,13 +26,16 @@ from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.layout import Layout
 from gateway.runtime.queue import ALONE, WorkQueue
-from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.scheduler import Charge, Scheduler
 from gateway.runtime.tuner import ShapeTuner, Tuner
 from gateway.runtime.work import Batch, Bucket, Work, settled
 from gateway.types import Array, Signature
 
 logger = logging.getLogger(__name__)
 
+IDLE, BUSY, FULL, DELAY, APART = "idle", "busy", "full", "delay", "alone"
+"""Why a batch left: nothing was running; the run before it was over; no more rows may share a run; `max_delay` had
+passed, or enough rows were there before; works of this model share no run."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -58,6 +61,13 @@ class Ran(NamedTuple):
     seconds: float
     cpu_seconds: float
     """Of the thread that ran it."""
+
+
+class Departure(NamedTuple):
+    """When a batch left the queue, in seconds, and why then."""
+
+    at: float
+    reason: str
 
 
 class DynamicBatcher:
@@ -105,6 +115,8 @@ class DynamicBatcher:
         self._is_batchable = self._layout.shares_runs
         self._is_scheduled = False
         """Waits for its turn, or for threads."""
+        self._why = IDLE
+        """What it waits for is the reason for which the next batch leaves."""
         self._running = 0
         """Runs that are on threads now."""
         self._surprises = 0.0
@@ -115,6 +127,12 @@ class DynamicBatcher:
     def queued_rows(self) -> int:
         """Rows that wait now."""
         return self.queue.rows
+
+    def use(self, runner: Runner, tuner: Tuner, max_runs: int, threads: int) -> None:
+        """Run otherwise from the next run on; the signature is the same."""
+        self._runner, self._tuner, self._max_runs = runner, tuner, max_runs
+        self._scheduler.change(self.seat, threads)
+        self._schedule()
 
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
@@ -128,6 +146,7 @@ class DynamicBatcher:
             work.bucket = self._bucket_of(work)
         self.queue.put(work)
         if not self._is_scheduled:
+            self._why = IDLE
             self._schedule()
 
     def discard(self, work: Work) -> None:
@@ -155,6 +174,7 @@ class DynamicBatcher:
     def _go_on(self, *, on_threads: bool = False) -> None:
         """`on_threads` says where the last run was or is, and so most likely the next will be."""
         if self.queue.buckets:
+            self._why = BUSY
             self._schedule(on_threads=on_threads)
         elif not self._running:
             self._idle.set()
@@ -169,6 +189,7 @@ class DynamicBatcher:
         remaining = self.queue.buckets[bucket][0].enqueued + self._max_delay - now
         if remaining <= 0:
             return False
+        self._why = DELAY
         self._delay = asyncio.get_running_loop().call_later(remaining, self._schedule)
         return True
 
@@ -192,7 +213,8 @@ class DynamicBatcher:
         self._is_scheduled = False
         running = self._running
         try:
-            self._start(self.queue.take_from(bucket, self._limit(bucket, shape), now), shape.cost, now, is_short)
+            works = self.queue.take_from(bucket, self._limit(bucket, shape), now)
+            self._start(works, shape.cost, Departure(now, self._reason(bucket)), is_short)
         finally:
             # Whatever a caller's reply does, the next batch must run.
             self._go_on(on_threads=self._running > running)
@@ -204,11 +226,17 @@ class DynamicBatcher:
             return ALONE
         return shape.take(self.queue.rows_in(bucket, 2 * self._tuner.policy.sizes[-1]))
 
+    def _reason(self, bucket: Bucket) -> str:
+        """Why the batch that was just taken from the bucket left."""
+        if not self._is_batchable:
+            return APART
+        return FULL if bucket in self.queue.buckets else self._why
+
     def _is_short(self, cost: CostModel, rows: int) -> bool:
         """Whether a run is done on the loop."""
         return self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS
 
-    def _start(self, works: list[Work], cost: CostModel, started: float, is_short: bool) -> None:
+    def _start(self, works: list[Work], cost: CostModel, departure: Departure, is_short: bool) -> None:
         try:
             rows = _rows(works)
             inputs = self._layout.gather(works, rows)
@@ -217,32 +245,23 @@ class DynamicBatcher:
                 rows = _rows(works)
                 inputs = self._layout.gather(works, rows)
         except (ValueError, KeyError, MemoryError) as error:
-            self._finish(works, {}, started, error)
+            self._finish(works, {}, departure, error)
             return
         if inputs is None:
             return
         if is_short or self._is_short(cost, rows):
-            ran = self._run(inputs)
-            self._scheduler.ran(self.seat, self._clock() - started)
+            ran = _run(self._runner, inputs, self._run_clock)
+            self._scheduler.ran(self.seat, self._clock() - departure.at)
             self._learn(cost, rows, ran)
-            self._finish(works, inputs, started, ran.outcome)
+            self._finish(works, inputs, departure, ran.outcome)
             return
         seconds = cost.predict(rows)
         predicted = seconds if seconds < math.inf else 0.0
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._executor, _run, self._runner, inputs, self._run_clock)
         self._running += 1
-        self._scheduler.began(self.seat, predicted)
-        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, started, predicted, future))
-
-    def _run(self, inputs: dict[str, Array]) -> Ran:
-        """The outputs, or what the run raised, and what it took; on either thread."""
-        started, cpu_started = time.perf_counter(), self._run_clock()
-        try:
-            outcome: list[Array] | Exception = self._runner.run(inputs)
-        except Exception as error:
-            outcome = error
-        # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
-        return Ran(outcome, time.perf_counter() - started, self._run_clock() - cpu_started)
+        charge = self._scheduler.began(self.seat, predicted)
+        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, departure, charge, future))
 
     def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
         if isinstance(ran.outcome, Exception):
@@ -260,29 +279,30 @@ class DynamicBatcher:
         works: list[Work],
         cost: CostModel,
         inputs: dict[str, Array],
-        started: float,
-        predicted: float,
+        departure: Departure,
+        charge: Charge,
         future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
-        self._scheduler.ended(self.seat, predicted, self._clock() - started)
+        self._scheduler.ended(self.seat, charge, self._clock() - departure.at)
         # Before the callers are answered, which takes its time, so that the threads are not idle meanwhile.
         if self.queue.buckets:
+            self._why = BUSY
             self._schedule(on_threads=True)
         self._scheduler.give_threads()
         try:
             ran = future.result()
             self._learn(cost, _rows(works), ran)
-            self._finish(works, inputs, started, ran.outcome)
+            self._finish(works, inputs, departure, ran.outcome)
         finally:
             self._go_on()
 
     def _finish(
-        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
+        self, works: list[Work], inputs: dict[str, Array], departure: Departure, outcome: list[Array] | Exception
     ) -> None:
         self._expect()
         error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
+        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, departure)
         if batch is not None:
             self._answer(batch)
         elif len(works) > 1:
@@ -299,7 +319,9 @@ class DynamicBatcher:
             for work in batch.works:
                 work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
 
-    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
+    def _batch(
+        self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], departure: Departure
+    ) -> Batch | None:
         """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
         rows = _rows(works)
         if self._is_batchable and not self._layout.has_rows(outputs, rows):
@@ -310,7 +332,7 @@ class DynamicBatcher:
         finished = self._clock()
         for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
             work.start = stop - work.rows
-        return Batch(works, inputs, outputs, rows, started, finished)
+        return Batch(works, inputs, outputs, rows, departure.at, finished, departure.reason)
 
     def _expect(self) -> None:
         """Tell the queue how fast rows leave it at full batches and in the present crowd."""
@@ -319,6 +341,17 @@ class DynamicBatcher:
         if 0.0 < seconds < math.inf:
             at_once = self._scheduler.runs_at_once(self.seat, on_loop=seconds < INLINE_SECONDS)
             self.queue.expect(rows / seconds * min(self._max_runs, at_once))
+
+
+def _run(runner: Runner, inputs: dict[str, Array], clock: Callable[[], float]) -> Ran:
+    """The outputs, or what the run raised, and what it took; on either thread."""
+    started, cpu_started = time.perf_counter(), clock()
+    try:
+        outcome: list[Array] | Exception = runner.run(inputs)
+    except Exception as error:
+        outcome = error
+    # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+    return Ran(outcome, time.perf_counter() - started, clock() - cpu_started)
 
 
 def _rows(works: list[Work]) -> int:

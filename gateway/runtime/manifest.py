@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeAlias
 
@@ -175,10 +176,34 @@ class RuntimeConfig(Document):
         return "".join(f" (model.toml asks for runtime.{key})" for key, is_set in keys.items() if is_set)
 
 
+class VersionsConfig(Document):
+    """Which of the versions on disk are loaded: all, unless one of these says otherwise."""
+
+    latest: Annotated[int, Field(ge=1)] | None = None
+    """The so many highest."""
+    specific: Annotated[frozenset[Annotated[int, Field(ge=1)]], Field(min_length=1)] | None = None
+    """These alone."""
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if self.latest is not None and self.specific is not None:
+            raise ValueError("latest and specific exclude each other; give one of them, or none for all versions")
+        return self
+
+    def choose(self, versions: Collection[str]) -> set[str]:
+        """Those of `versions` that are to be loaded."""
+        if self.specific is not None:
+            return {version for version in versions if int(version) in self.specific}
+        if self.latest is not None:
+            return set(sorted(versions, key=int)[-self.latest :])
+        return set(versions)
+
+
 class ModelConfig(Document):
     """`<name>/model.toml`."""
 
     description: str = ""
+    versions: VersionsConfig = VersionsConfig()
     batching: BatchingConfig = BatchingConfig()
     padding: PaddingConfig | None = None
     monitoring: MonitoringConfig = MonitoringConfig()
@@ -247,6 +272,8 @@ class Manifest(Document):
     version: str
     model: FileRecord
     reference: FileRecord | None = None
+    external: tuple[FileRecord, ...] | None = None
+    """Files beside the model that hold its larger tensors (ONNX "external data"), by the names it has for them."""
     data: DataRecord
     code: CodeRecord
     features: tuple[Feature, ...]
@@ -269,19 +296,23 @@ def read_model_config(folder: Path) -> ModelConfig:
         return ModelConfig()
     try:
         return ModelConfig.model_validate(tomllib.loads(path.read_text("utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise StartupError(f"{path}: {explain(error)}") from error
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """`manifest.json` of a version folder, or None. Raises `StartupError` naming file and key."""
     path = folder / MANIFEST_FILE
-    if not path.exists():
-        return None
+    return parse_manifest(path, path.read_bytes()) if path.exists() else None
+
+
+def parse_manifest(path: Path, content: bytes) -> Manifest:
+    """The manifest that `path` holds. Raises `StartupError` naming file and key."""
     try:
-        manifest = Manifest.model_validate(orjson.loads(path.read_bytes()))
+        manifest = Manifest.model_validate(orjson.loads(content))
     except (orjson.JSONDecodeError, ValidationError) as error:
         raise StartupError(f"{path}: {explain(error)}") from error
+    folder = path.parent
     if (manifest.name, manifest.version) != (folder.parent.name, folder.name):
         raise StartupError(
             f"{path}: describes {manifest.name}/{manifest.version} but lies in {folder.parent.name}/{folder.name}"

@@ -16,9 +16,11 @@ from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
-from gateway.runtime.repository import VersionFolder
+from gateway.runtime.memory import ModelMemory
+from gateway.runtime.repository import Stamp, VersionFolder, model_bytes
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
+from gateway.runtime.trust import verify
 from gateway.runtime.warming import WarmModel, warm_model
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
@@ -41,22 +43,49 @@ class ModelVersion:
     warm: WarmModel
     layout: Layout
     batcher: DynamicBatcher
+    stamp: Stamp
+    """Of its files, before they were read."""
+    digest: str
+    """Of what was read; see `trust.digest_of`."""
+    memory: ModelMemory
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     has_simple_rows: bool = field(init=False)
     """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
+    spare: WarmModel | None = field(init=False)
+    """The other way to run it, until it is known which one is faster under load."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
         self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
+        self.spare = self.warm.spare
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it was measured to hold when it was loaded."""
+        return self.memory.held.get(self.key, 0)
+
+    def exchange(self) -> None:
+        """Run it the other way from the next run on; there must be one."""
+        assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
+        self.warm, self.spare = self.spare, self.warm
+        self.session = self.warm.session
+        self.batcher.use(self.session, self.warm.tuner, *self.warm.core_use)
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
         await self.batcher.close()
-        # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
+        self.free()
+
+    def free(self) -> None:
+        """Free the memory of a version that takes no requests."""
+        # The batcher and its callback refer to each other, and so would keep the sessions until the garbage collector
         # looks, which is rarely.
         self.session.close()
+        if self.spare is not None and self.spare.session is not self.session:
+            self.spare.session.close()
+        self.memory.release(self.key)
 
 
 def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
@@ -159,6 +188,9 @@ class Loader:
     cuda: CudaOptions = DEFAULT_CUDA
     learned: Path | None = None
     """Folder with what was learned about each version before; None measures all of them."""
+    model_keys: Path | None = None
+    """As of `trust.read_keys`; None loads unsigned versions too."""
+    memory: ModelMemory = field(default_factory=ModelMemory)
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -168,21 +200,33 @@ class Loader:
         for folder in folders:
             try:
                 registry.add(self.load(folder))
-            except StartupError as error:
+            except (StartupError, OSError) as error:
                 logger.error("refused %s: %s", folder.key, error)
                 registry.refused[folder.key] = str(error)
         if not registry.names:
-            raise StartupError("no model could be loaded: " + "; ".join(registry.refused.values()))
+            left_out = "[versions] in each model.toml leaves out every version that is there"
+            raise StartupError("no model could be loaded: " + ("; ".join(registry.refused.values()) or left_out))
 
     def load(self, folder: VersionFolder) -> ModelVersion:
-        """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
-        manifest = folder.verify()
+        """Load one version; one at a time, as its memory is measured.
+
+        Raises `StartupError` naming the file and what is wrong with it; `NotEnoughMemory` if there is no room for it.
+        """
+        stamp = folder.stamp()
+        with self.memory.loading(folder.key, model_bytes(stamp)):
+            verified = verify(folder.folder, self.model_keys)
+            manifest, digest = verified.manifest, verified.digest
+            warm = warm_model(
+                *(folder, self.device, self.threads, self.learned),
+                verified=verified,
+                cores=self.scheduler.budget,
+                cuda=self.cuda,
+            )
+            session, layout = warm.session, warm.layout
+            answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
+            # The files are in memory as long as somebody refers to them.
+            del verified
         limits = folder.config.batching
-        warm = warm_model(
-            *(folder, self.device, self.threads, self.learned), cores=self.scheduler.budget, cuda=self.cuda
-        )
-        session, layout = warm.session, warm.layout
-        answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
@@ -198,6 +242,9 @@ class Loader:
             layout=layout,
         )
         version = ModelVersion(
-            *(folder.key, layout.signature, folder.config, manifest, answers, session, warm, layout, batcher)
+            *(folder.key, layout.signature, folder.config, manifest, answers, session, warm, layout, batcher),
+            stamp=stamp,
+            digest=digest,
+            memory=self.memory,
         )
         return version

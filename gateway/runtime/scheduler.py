@@ -17,6 +17,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from gateway.runtime.fair_queue import FairQueue, Flow
 
@@ -47,6 +48,13 @@ class Seat:
         """Of all its runs: their seconds times their threads, one on the loop."""
 
 
+class Charge(NamedTuple):
+    """What a run off the loop was charged when it began: the seconds that it was predicted to take, on its threads."""
+
+    predicted: float
+    threads: int
+
+
 class Scheduler:
     """Gives turns to batchers."""
 
@@ -71,6 +79,10 @@ class Scheduler:
         """
         return Seat(take_turn, min(threads, self.budget))
 
+    def change(self, seat: Seat, threads: int) -> None:
+        """The batcher's next runs use so many threads."""
+        seat.threads = min(threads, self.budget)
+
     def ask(self, seat: Seat) -> None:
         """The batcher has work and waits for its turn; it must not ask again before it had it."""
         self._turns.push(seat.on_loop)
@@ -89,16 +101,17 @@ class Scheduler:
         seat.thread_seconds += seconds
         self._seconds += seconds
 
-    def began(self, seat: Seat, predicted: float) -> None:
+    def began(self, seat: Seat, predicted: float) -> Charge:
         """A run off the loop began in the batcher's turn, and is predicted to take so many seconds."""
         self.threads_in_use += seat.threads
         seat.on_threads.tag += predicted * seat.threads
+        return Charge(predicted, seat.threads)
 
-    def ended(self, seat: Seat, predicted: float, seconds: float) -> None:
-        """The run that was predicted to take so long took so long."""
-        self.threads_in_use -= seat.threads
-        seat.on_threads.tag += (seconds - predicted) * seat.threads
-        seat.thread_seconds += seconds * seat.threads
+    def ended(self, seat: Seat, charge: Charge, seconds: float) -> None:
+        """The run that was charged so took so long."""
+        self.threads_in_use -= charge.threads
+        seat.on_threads.tag += (seconds - charge.predicted) * charge.threads
+        seat.thread_seconds += seconds * charge.threads
 
     def give_threads(self) -> None:
         """To those that wait for some, as far as there are any."""

@@ -15,10 +15,13 @@ import numpy as np
 
 from gateway.errors import InferenceFailed, InvalidRequest, StartupError
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
+from gateway.runtime.arena import SpikeWatch
 from gateway.runtime.batch_axes import Graph, GraphTensor, candidates, without_rows
 from gateway.runtime.cuda import CUDA_PROVIDER, CudaOptions, GraphRunner
 from gateway.runtime.execution import CPU_PROVIDER, Provider, choose_providers, choose_runner
-from gateway.runtime.manifest import ModelConfig
+from gateway.runtime.manifest import MANIFEST_FILE, ModelConfig
+from gateway.runtime.sealed import SealedFile
+from gateway.runtime.trust import ModelContent
 from gateway.types import Array, Signature, TensorSpec
 
 Device: TypeAlias = Literal["cpu", "cuda"]
@@ -86,10 +89,11 @@ class OnnxSession:
         device: Device,
         threads: int = 1,
         *,
+        content: ModelContent | None = None,
         config: ModelConfig = DEFAULT_CONFIG,
         cuda: CudaOptions = DEFAULT_CUDA,
     ) -> None:
-        """Load `path` to run with `threads` threads, as its `model.toml` says.
+        """Load `path`, or the `content` that was read from it, to run with `threads` threads as its `model.toml` says.
 
         Raises `StartupError` if the file is no model, `device` cannot run it, or `config` cannot take effect there.
         """
@@ -101,11 +105,14 @@ class OnnxSession:
         options.inter_op_num_threads = 1
         # Spinning threads burn whole cores while idle, once for every loaded model.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        with _named(path):
-            read = partial(_read_signature, ort, path)
+        source = str(path if content is None else content.model.path)
+        if content is not None:
+            _offer_external(options, path.parent, content.external)
+        with _named(path, source):
+            read = partial(_read_signature, ort, source, content, path.parent)
             providers = choose_providers(ort, path, device, config, cuda, read)
-        self._session = _load(ort, path, options, providers, config.runtime.asked)
-        self.graph = _graph(path, self._session)
+            self._session = _load(ort, source, options, providers, config.runtime.asked)
+            self.graph = _graph(self._session)
         self.signature = _likeliest(self.graph)
         self._quiet = ort.RunOptions()
         self._quiet.log_severity_level = 4
@@ -113,8 +120,12 @@ class OnnxSession:
         """Seconds, read before and after a run to tell what it costs. The thread's CPU time leaves out the wait for the
         interpreter, but says nothing of a GPU's."""
         self._output_names = [spec.name for spec in self.signature.outputs]
-        with _named(path):
+        with _named(path, source):
             self.bound = choose_runner(ort, self._session, self.signature, device, config.runtime, cuda)
+        self._watch = SpikeWatch()
+        self._shrinking = ort.RunOptions()
+        if device == "cpu":
+            self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._invalid_input: tuple[type[Exception], ...] = (ort.capi.onnxruntime_pybind11_state.InvalidArgument,)
 
     def run(self, inputs: dict[str, Array]) -> list[Array]:
@@ -122,7 +133,8 @@ class OnnxSession:
 
         Raises `InvalidRequest` where ONNX Runtime blames the values, `InferenceFailed` for the rest.
         """
-        return self._run(inputs, None)
+        size = sum([array.nbytes for array in inputs.values()])
+        return self._run(inputs, self._shrinking if self._watch.is_due(size) else None)
 
     def run_quietly(self, inputs: dict[str, Array]) -> list[Array]:
         """As `run`, for made-up values: ONNX Runtime logs nothing of what it refuses."""
@@ -161,6 +173,7 @@ class OnnxSession:
         inputs = {spec.name: _zeros(spec, rows) for spec in self.signature.inputs}
         if isinstance(self.bound, GraphRunner):
             self.bound.capture(inputs)
+        self._watch.warmed(sum([array.nbytes for array in inputs.values()]))
         started = time.perf_counter()
         try:
             self.run(inputs)
@@ -169,31 +182,44 @@ class OnnxSession:
         return time.perf_counter() - started
 
 
-def _load(ort: ModuleType, path: Path, options: Any, providers: list[Provider], asked: str = "") -> Any:
+def _load(ort: ModuleType, source: str, options: Any, providers: list[Provider], asked: str = "") -> Any:
     """The session, on the first of the providers. Raises `StartupError`, saying what was `asked`, if there is none."""
     try:
         # A failure of CUDA would quietly go on, at a tenth of the speed, on the CPU: while loading, and in a run.
-        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise StartupError(f"{path}: ONNX Runtime cannot load it{asked}: {_first_line(error)}") from error
+        raise StartupError(f"ONNX Runtime cannot load it{asked}: {_first_line(error)}") from error
     session.disable_fallback()
     if session.get_providers()[0] != providers[0][0]:
         actual, wanted = session.get_providers()[0], providers[0][0]
-        raise StartupError(f"{path}: runs on {actual}, not on {wanted} as configured{asked}")
+        raise StartupError(f"runs on {actual}, not on {wanted} as configured{asked}")
     return session
 
 
-def _read_signature(ort: ModuleType, path: Path) -> Signature:
+def _offer_external(options: Any, folder: Path, external: dict[str, SealedFile] | None) -> None:
+    """Say where a model that was read from `folder` finds its external data."""
+    # What is not among the verified files must not be found at all: there is nothing below a file.
+    place = folder if external is None else folder / MANIFEST_FILE
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(place))
+    if external:
+        buffers = [file.buffer for file in external.values()]
+        sizes = [file.size for file in external.values()]
+        options.add_external_initializers_from_files_in_memory(list(external), buffers, sizes)
+
+
+def _read_signature(ort: ModuleType, source: str, content: ModelContent | None, folder: Path) -> Signature:
     """The signature of a model that is yet to be loaded to run."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return _likeliest(_graph(path, _load(ort, path, options, [(CPU_PROVIDER, {})])))
+    if content is not None:
+        _offer_external(options, folder, content.external)
+    return _likeliest(_graph(_load(ort, source, options, [(CPU_PROVIDER, {})])))
 
 
-def _graph(path: Path, session: Any) -> Graph:
+def _graph(session: Any) -> Graph:
     return Graph(
-        inputs=tuple(_tensor(path, node) for node in session.get_inputs()),
-        outputs=tuple(_tensor(path, node) for node in session.get_outputs()),
+        inputs=tuple(_tensor(node) for node in session.get_inputs()),
+        outputs=tuple(_tensor(node) for node in session.get_outputs()),
     )
 
 
@@ -203,12 +229,12 @@ def _likeliest(graph: Graph) -> Signature:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Says of which model what is refused was asked."""
+def _named(path: Path, source: str) -> Iterator[None]:
+    """Says of which model what is refused was asked, whatever it was read from."""
     try:
         yield
     except StartupError as error:
-        raise StartupError(f"{path}: {error}") from error
+        raise StartupError(f"{path}: {str(error).replace(source, str(path))}") from error
 
 
 def _zeros(spec: TensorSpec, rows: int) -> Array:
@@ -219,10 +245,10 @@ def _zeros(spec: TensorSpec, rows: int) -> Array:
     return np.full(shape, "" if spec.datatype == BYTES else 0, NUMPY_DTYPES[spec.datatype])
 
 
-def _tensor(path: Path, node: object) -> GraphTensor:
+def _tensor(node: object) -> GraphTensor:
     name, onnx_type, shape = node.name, node.type, node.shape  # type: ignore[attr-defined]
     if onnx_type not in DATATYPE_OF_ONNX:
-        raise StartupError(f"{path}: {name!r} is a {onnx_type}; no tensor of the protocol becomes one")
+        raise StartupError(f"{name!r} is a {onnx_type}; no tensor of the protocol becomes one")
     dimensions = tuple(None if isinstance(extent, int) and extent < 0 else extent for extent in shape)
     return GraphTensor(name, DATATYPE_OF_ONNX[onnx_type], dimensions)
 

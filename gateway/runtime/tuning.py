@@ -40,6 +40,8 @@ threads cost more CPU time than they save waiting."""
 SIDE_BY_SIDE = 0.95
 """Of the rate of one run on all cores is enough for runs side by side: they keep the cores busy while the gateway
 answers the last one."""
+CONTESTED = 1.6
+"""Times the rate of the other: what is so much faster is so on a quiet machine as well."""
 PATIENCE = 2.0
 """How many times longer than on all cores a run of the same rows may take for it: a lone caller waits for that."""
 
@@ -123,18 +125,26 @@ def points(samples: Samples) -> list[Point]:
     return [Point(rows, min(seconds), min(seconds) * FIRST_P99) for rows, seconds in sorted(samples.items())]
 
 
-def best_core_use(samples: Mapping[CoreUse, Samples], slo: float | None = None) -> CoreUse:
-    """The one to use of those measured: one, or one run at a time and several side by side."""
+def best_core_uses(samples: Mapping[CoreUse, Samples], slo: float | None = None) -> list[CoreUse]:
+    """The one to use of those measured: one, or one run at a time and several side by side.
+
+    The other comes second where it would do as well, and may be faster than it was measured.
+    """
     alone, apart = min(samples), max(samples)
     curves = {core_use: points(samples[core_use]) for core_use in (alone, apart)}
     chosen = {core_use: choose(curve, slo=slo) for core_use, curve in curves.items()}
+    if alone == apart:
+        return [alone]
     if slo is not None and (chosen[alone].latency <= slo) != (chosen[apart].latency <= slo):
-        return alone if chosen[alone].latency <= slo else apart
-    is_as_fast = chosen[apart].rate(apart.runs) >= SIDE_BY_SIDE * chosen[alone].rate(alone.runs)
+        return [alone if chosen[alone].latency <= slo else apart]
     longer = min(
         min(samples[apart][rows]) / min(samples[alone][rows]) for rows in samples[apart].keys() & samples[alone].keys()
     )
-    return apart if is_as_fast and longer <= PATIENCE else alone
+    if longer > PATIENCE:
+        return [alone]
+    advantage = chosen[apart].rate(apart.runs) / chosen[alone].rate(alone.runs)
+    order = [apart, alone] if advantage >= SIDE_BY_SIDE else [alone, apart]
+    return order if 1 / CONTESTED <= advantage <= CONTESTED else order[:1]
 
 
 def side_by_side(run: Run, runs: int, workers: Executor) -> Run:

@@ -17,10 +17,11 @@ from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.layout import Layout
 from gateway.runtime.learned import Circumstances, LearnedState, learned_file, read_learned, remember
-from gateway.runtime.manifest import BatchingConfig, sha256_of
+from gateway.runtime.manifest import BatchingConfig
 from gateway.runtime.proof import choose_layout
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession, import_onnxruntime
+from gateway.runtime.trust import Verified, verify
 from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.tuning import (
     BUDGET_SECONDS,
@@ -28,7 +29,7 @@ from gateway.runtime.tuning import (
     ROUNDS,
     CoreUse,
     Samples,
-    best_core_use,
+    best_core_uses,
     core_uses,
     measure,
     points,
@@ -41,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 LEARNED_FOLDER = "learned"
 """In the data directory."""
+SPARE_BYTES = 256 * 2**20
+"""Of a model file: two sessions of a larger one are not kept."""
 TRIAL_BYTES = 32 * 2**20
 """Of inputs in a run of zeros: ONNX Runtime keeps the memory that it once took. Larger runs are tried in traffic."""
 
@@ -54,6 +57,8 @@ class WarmModel:
     core_use: CoreUse
     tuner: Tuner
     circumstances: Circumstances
+    spare: WarmModel | None = None
+    """Another way to run it that may be faster than it was measured."""
 
     def state(self) -> LearnedState:
         """What was learned up to now, for the next start."""
@@ -69,15 +74,20 @@ class Trial:
         device: Device,
         threads: int,
         *,
+        verified: Verified | None = None,
         cores: int | None = None,
         cuda: CudaOptions = DEFAULT_CUDA,
     ) -> None:
         """`threads` of a run, 0 to measure how many of the `cores`, which are all that there are unless given.
 
-        Raises `StartupError` if the model does not load, or cannot be run as its `model.toml` says.
+        The version is read from its folder unless it was `verified` before. Raises `StartupError` if the model does not
+        load, or cannot be run as its `model.toml` says.
         """
         self._path = folder.model_path
-        self._open = partial(OnnxSession, folder.model_path, device, config=folder.config, cuda=cuda)
+        verified = verify(folder.folder) if verified is None else verified
+        self._open = partial(
+            OnnxSession, folder.model_path, device, content=verified.content, config=folder.config, cuda=cuda
+        )
         cores = usable_cores() if cores is None else cores
         batching = folder.config.batching
         _refuse_on_device(self._path, batching, device, cores)
@@ -90,7 +100,7 @@ class Trial:
         first.know_rows(self.layout.signature)
         self.policy = policy_of(batching, shares_runs=self.layout.shares_runs)
         self.circumstances = Circumstances(
-            sha256=sha256_of(self._path),
+            sha256=verified.digest,
             device=device,
             onnxruntime=import_onnxruntime().__version__,
             cores=cores,
@@ -128,13 +138,28 @@ class Trial:
         tuner.last.choose()
         return tuner
 
-    def keep(self, core_use: CoreUse, tuner: Tuner) -> WarmModel:
-        """The model as it is going to be run; the other sessions are closed."""
+    def warm(self, core_use: CoreUse, rows: int) -> None:
+        """Run every size up to `rows` that may occur: ONNX Runtime plans memory for each when it is first run."""
         session = self.session(core_use.threads)
-        for other in self._sessions.values():
-            if other is not session:
-                other.close()
-        return WarmModel(session, self.layout, core_use, tuner, self.circumstances)
+        for size in _affordable(self.policy.sizes, session.signature):
+            if size <= rows and session.warm_up(size) is None:
+                return
+
+    def keep(self, tuners: dict[CoreUse, Tuner]) -> WarmModel:
+        """The model as it is going to be run, the cores used in the first of one or two ways.
+
+        Sessions that this does not need are closed.
+        """
+        kept = {core_use.threads for core_use in tuners}
+        for threads, session in self._sessions.items():
+            if threads not in kept:
+                session.close()
+        warm = None
+        for core_use, tuner in reversed(tuners.items()):
+            session = self.session(core_use.threads)
+            warm = WarmModel(session, self.layout, core_use, tuner, self.circumstances, spare=warm)
+        assert warm is not None  # noqa: S101 -- there is at least one
+        return warm
 
     def _measure(
         self, candidates: tuple[CoreUse, ...], sizes: tuple[int, ...], budget: float, rounds: int
@@ -153,6 +178,7 @@ def warm_model(
     threads: int,
     learned: Path | None,
     *,
+    verified: Verified | None = None,
     cores: int | None = None,
     cuda: CudaOptions = DEFAULT_CUDA,
 ) -> WarmModel:
@@ -160,28 +186,32 @@ def warm_model(
 
     The rest is as for `Trial`. Raises `StartupError` that names the file and what is wrong.
     """
-    trial = Trial(folder, device, threads, cores=cores, cuda=cuda)
+    trial = Trial(folder, device, threads, verified=verified, cores=cores, cuda=cuda)
     state = None
     if learned is not None:
         state = read_learned(learned_file(learned, folder.key), trial.circumstances, trial.core_uses)
     if state is not None:
         tuner = trial.tuner()
         state.restore(tuner)
-        core_use = state.core_use
-        trial.session(core_use.threads).warm_up()
+        trial.warm(state.core_use, tuner.last.rows)
+        tuners = {state.core_use: tuner}
     else:
         samples = trial.measured(trial.policy.sizes)
-        core_use = best_core_use(samples, trial.policy.slo) if samples else trial.core_uses[0]
-        tuner = trial.tuner(samples.get(core_use))
-    report(folder, tuner, core_use)
-    return trial.keep(core_use, tuner)
+        chosen = best_core_uses(samples, trial.policy.slo) if samples else list(trial.core_uses[:1])
+        # The other one is kept only where the model is small beside what a gateway needs anyway.
+        kept = chosen if folder.model_path.stat().st_size <= SPARE_BYTES else chosen[:1]
+        tuners = {core_use: trial.tuner(samples.get(core_use)) for core_use in kept}
+    warm = trial.keep(tuners)
+    report(folder, warm)
+    return warm
 
 
-def report(folder: VersionFolder, tuner: Tuner, core_use: CoreUse) -> None:
+def report(folder: VersionFolder, warm: WarmModel) -> None:
     """What was chosen, in the log; a warning where the target is out of reach."""
-    shape, slo = tuner.last, tuner.policy.slo
+    shape, slo = warm.tuner.last, warm.tuner.policy.slo
     point = shape.point(shape.rows)
-    logger.info("%s: %s, up to %d rows in a run", folder.key, core_use, shape.rows)
+    rest = "" if warm.spare is None else f"; {warm.spare.core_use} will be tried under load"
+    logger.info("%s: %s, up to %d rows in a run%s", folder.key, warm.core_use, shape.rows, rest)
     if slo is not None and math.isfinite(point.latency) and point.latency > slo:
         logger.warning(
             "%s: slo_ms cannot be kept: %.1f ms is what a request may wait for, with the %d rows that are the fastest",

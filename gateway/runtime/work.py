@@ -82,7 +82,7 @@ class Batch:
     """Monotonic seconds, as are `Work.enqueued` and `finished`."""
     finished: float
     left: str = "idle"
-    """Why it was formed when it was: one of the batcher's `LEFT_*`."""
+    """Why it was formed when it was, in one of the batcher's words."""
     encoded: float = 0.0
     """When the first answer was written; 0 until then."""
     answered: float = 0.0

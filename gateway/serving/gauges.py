@@ -10,6 +10,7 @@ from gateway.runtime.scheduler import Scheduler
 from gateway.serving.route_table import RouteTable
 from gateway.telemetry.metrics import (
     CHOSEN_ROWS,
+    MODEL_MEMORY,
     MODEL_READY,
     PREDICTED_P99,
     PREDICTED_RUN,
@@ -26,7 +27,7 @@ from gateway.telemetry.metrics import (
 
 
 def serving_gauges(registry: Registry, routes: RouteTable, scheduler: Scheduler) -> Callable[[], Iterator[Gauge]]:
-    """Threads, queue depth, readiness, what was learned about the runs, and the routes in force."""
+    """Threads, queue depth, readiness, memory, what was learned about the runs, and the routes in force."""
 
     def read() -> Iterator[Gauge]:
         yield THREAD_BUDGET, (), scheduler.budget
@@ -37,6 +38,7 @@ def serving_gauges(registry: Registry, routes: RouteTable, scheduler: Scheduler)
             yield QUEUED_ROWS, version.key, version.batcher.queued_rows
             yield MODEL_READY, version.key, 1
             yield from _learned(version)
+            yield MODEL_MEMORY, version.key, version.memory_bytes
         for key in registry.refused:
             yield MODEL_READY, key, 0
         for route in routes:

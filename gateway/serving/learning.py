@@ -37,6 +37,9 @@ class Learning:
         written = self._written
         self._written = {}
         for version in self._registry:
+            if version.spare is not None:
+                # How it is to be run is not known yet.
+                continue
             # A copy made on the loop, which alone changes what it is a copy of; the file is written on a thread.
             state = self._written[version.key] = version.warm.state()
             if state.is_of_use and written.get(version.key) != state:

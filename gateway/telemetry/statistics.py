@@ -31,6 +31,11 @@ class VersionStatistics:
         self._by_size: dict[int, list[float]] = {}
         """Rows of a run -> runs, seconds of the runs, seconds of answering."""
 
+    @property
+    def rows(self) -> int:
+        """Rows of the answered requests."""
+        return self._rows
+
     def record(
         self,
         requests: int,

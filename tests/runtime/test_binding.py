@@ -66,7 +66,11 @@ def assert_same(ours: Any, expected: list[Array]) -> None:
 
 class TestEqualsAPlainRun:
     @pytest.mark.parametrize("datatype", NUMBERS)
-    @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(
+        max_examples=15,
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+        deadline=None,
+    )
     @given(data=st.data())
     def test_for_every_datatype_and_shape(self, bind: Bind, datatype: str, data: st.DataObject) -> None:
         dimensions = data.draw(st.integers(0, 4))

@@ -137,7 +137,7 @@ def test_what_was_learned_before_is_taken_over_instead_of_measuring(
 def test_sessions_that_were_only_measured_are_closed(tmp_path: Path) -> None:
     trial = Trial(version(tmp_path, onnx_models.affine()), "cpu", 0)
     kept, dropped = trial.session(1), trial.session(2)
-    warm = trial.keep(CoreUse(1, 1), trial.tuner())
+    warm = trial.keep({CoreUse(1, 1): trial.tuner()})
     assert warm.session is kept
     assert kept.warm_up() is not None
     assert dropped.warm_up() is None

@@ -26,3 +26,12 @@ def plane_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_published_version(models, "unscored", "1", onnx_models.classifier_without_score())
     write_published_version(models, "regression", "1", onnx_models.affine(2.0, columns=1), prediction=REGRESSION)
     return models
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Of a test's own, with models `m` and `other`."""
+    folder = tmp_path / "models"
+    write_version(folder, "m", "1", onnx_models.affine(1.0))
+    write_version(folder, "other", "1", onnx_models.affine(10.0))
+    return folder

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.protocol import log_codec
 from gateway.protocol.log_codec import LogEntry
+from gateway.routing.route import bucket_of
 from gateway.serving import request_log as request_log_module
 from gateway.serving.request_log import RequestLog
 from gateway.state import keys
@@ -404,3 +406,33 @@ def test_padded_sequences_are_logged_as_the_run_had_them(tmp_path: Path, run: Ru
     assert entry.inputs["tokens"].tolist() == [[1, 1, 1, 7], [1, 1, 1, 1]]
     assert entry.inputs.keys() == {"tokens"}
     assert entry.outputs["hidden"].shape == (2, 4)
+
+
+def test_a_sticky_request_leaves_its_bucket_and_nothing_of_who_asked(
+    plane_models: Path, tmp_path: Path, store: Store, run: Run
+) -> None:
+    document = {
+        "name": "affine",
+        "revision": 3,
+        "variants": [{"name": "old", "version": "1", "weight": 50}, {"name": "new", "version": "2", "weight": 50}],
+        "sticky": {"header": "x-user"},
+        "holdout": 1,
+        "match": [{"header": "x-beta", "equals": "secret-beta", "variant": "new"}],
+    }
+    writer = FakeWriter()
+
+    async def scenario(plane: Plane) -> None:
+        await store.set(keys.route("affine"), orjson.dumps(document))
+        await plane.routes.refresh()
+        for headers in ({"x-user": "secret-ann"}, {"x-user": "secret-ann", "x-beta": "secret-beta"}, {}):
+            await plane.predict("affine", row(1, 2, 3), headers=headers)
+        await plane.log.flush()
+
+    with plane_over(plane_models, tmp_path, store=store, writer=writer) as plane:
+        run(scenario(plane))
+    logged = [request for entry in decoded(writer) for request in entry.requests]
+    assert [one.rule for one in logged] == [None, 0, None]
+    assert [one.bucket for one in logged] == [bucket_of("affine", "secret-ann")] * 2 + [None]
+    assert [one.holdout_bucket for one in logged] == [bucket_of("holdout", "secret-ann")] * 2 + [None]
+    assert logged[0].units == "header x-user, salt affine"
+    assert not any(b"secret" in value for _, fields in writer.entries for value in fields.values())

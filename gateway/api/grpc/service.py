@@ -30,6 +30,7 @@ from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
 from gateway.serving.model_control import ModelControl
+from gateway.serving.upward import Upward
 from gateway.telemetry.metrics import ERRORS, GatewayMetrics
 from gateway.types import InferenceResponse
 
@@ -55,11 +56,13 @@ class InferenceService:
         metrics: GatewayMetrics,
         *,
         control_public: bool,
+        upward: Upward | None = None,
     ) -> None:
-        """`control_public` lets clients load and unload models."""
+        """`control_public` lets clients load and unload models; a worker goes `upward` for what is about all."""
         self._plane = plane
         self._inventory = inventory
-        self._control = control
+        self._control = upward or control
+        self._upward = upward
         self._metrics = metrics
         self._control_public = control_public
         self._extensions = EXTENSIONS + REPOSITORY_EXTENSIONS if control_public else EXTENSIONS
@@ -166,7 +169,7 @@ class InferenceService:
         return call, outcome
 
     def _count(self, model: str, error: GatewayError) -> None:
-        self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", error.code)
+        self._metrics.count(ERRORS, self._plane.counted_as(model), error.code)
 
     # -- Health and metadata -------------------------------------------------------------------------------------------
 
@@ -205,7 +208,10 @@ class InferenceService:
         self, message: pb.ModelStatisticsRequest, _context: Context
     ) -> pb.ModelStatisticsResponse:
         """Of a version, of all versions of a model, or of everything."""
-        document = self._inventory.statistics(message.name or None, message.version or None)
+        named = message.name or None, message.version or None
+        document = self._inventory.statistics(*named)
+        if self._upward is not None:
+            document = await self._upward.statistics(*named)
         return ParseDict(document, pb.ModelStatisticsResponse())
 
     async def repository_index(
