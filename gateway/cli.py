@@ -22,7 +22,7 @@ from rich.text import Text
 from gateway import __version__, tables
 from gateway.errors import StartupError
 from gateway.opsclient import DEFAULT_URL, OpsClient
-from gateway.settings import ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
+from gateway.settings import ENGINE_OPTIONS, ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
 from gateway.telemetry.logging import configure
 
 app = typer.Typer(
@@ -118,6 +118,18 @@ def collect(**options: Any) -> None:
     configure(settings.log_level, settings.log_format)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run(settings.redis_url, settings.models, settings.consumer_name))
+
+
+@app.command(hidden=True)
+@_with_options(*ENGINE_OPTIONS)
+def engine(**options: Any) -> None:
+    """Own the sessions for `gateway serve --engine process`, which starts this by itself."""
+    from gateway.engine_process import run_engine  # noqa: PLC0415 -- as above
+
+    settings = load_settings(options, options.pop("config"))
+    configure(settings.log_level, settings.log_format)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run_engine(settings))
 
 
 @app.command()

@@ -12,22 +12,23 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gateway.engine_process import EngineProcess
 from gateway.errors import StartupError, StoreUnavailable
-from gateway.lifecycle import stop_signals
+from gateway.lifecycle import prepare_to_serve, stop_signals
+from gateway.runtime.engine.client import EngineClient
 from gateway.runtime.repository import scan
 from gateway.runtime.session import Device, choose_device
-from gateway.settings import ENV_PREFIX, Settings
+from gateway.settings import ENGINE_OPTIONS, ENV_PREFIX, Settings
 from gateway.state.client import Store, connect, redact
 from gateway.state.embedded import EmbeddedStore
 from gateway.state.id_key import shared_id_key
@@ -38,10 +39,6 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 75
 """Longer than the idle time-outs of common load balancers (60 s), so that they close first and lose no request."""
-GIL_SWITCH_SECONDS = 2e-5
-"""A thread that comes back from ONNX Runtime waits this long for the interpreter, instead of Python's 5 ms."""
-GC_THRESHOLDS = (50_000, 20, 50)
-"""Allocations before the youngest objects are looked at, and how many such looks before older ones are."""
 LAST_FLUSH_SECONDS = 5.0
 """At shutdown, how long the request log may take to write what it holds."""
 CANCEL_AGAIN_SECONDS = 0.2
@@ -142,11 +139,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
 
     Raises `StartupError` if something that the settings ask for cannot be had.
     """
-    sys.setswitchinterval(GIL_SWITCH_SECONDS)
-    # The decoder looks for numbers that became infinite; numpy need not warn of them as well.
-    np.seterr(over="ignore")
-    # A request leaves no cycles behind, so hunting for them among its objects every few requests finds nothing.
-    gc.set_threshold(*GC_THRESHOLDS)
+    prepare_to_serve()
     stop = stop_signals()
     async with AsyncExitStack() as stack:
         # 1. What can fail without side effects: the folder, the ports, the device, the models on disk.
@@ -154,7 +147,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         public_socket = stack.enter_context(_bind("port", settings.host, settings.port))
         ops_socket = stack.enter_context(_bind("ops_port", settings.ops_host, settings.ops_port))
         grpc_socket = stack.enter_context(_bind_grpc(settings))
-        device = choose_device(settings.device)
+        device = choose_device(settings.device) if settings.engine == "inline" else None
         folders = scan(settings.models)
         # 2. The store and the collector, each a child if it is ours.
         redis_url, children = _children(settings)
@@ -165,8 +158,12 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
         stack.push_async_callback(store.aclose)
         # 3. The models, then the rules about them.
         executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
-        gateway = Gateway(settings, store, await _id_key(settings, store), device, executor)
-        gateway.loader.load_all(folders, gateway.registry)
+        engine = None
+        if device is None:
+            engine = await stack.enter_async_context(_engine(settings))
+            device = engine.device
+        gateway = Gateway(settings, store, await _id_key(settings, store), device, executor, engine)
+        await asyncio.to_thread(gateway.loader.load_all, folders, gateway.registry)
         gateway.routes.begin()
         await _first_rules(gateway)
         # 4. What runs beside the requests.
@@ -232,10 +229,35 @@ def _collector(settings: Settings, redis_url: str) -> ChildProcess:
         "log_level": settings.log_level,
         "log_format": settings.log_format,
     }
-    # Through the environment: a command line, where everybody can read it, is no place for the store's password.
+    return ChildProcess("collector", [sys.executable, "-m", "gateway", "collect"], _environment(options))
+
+
+@asynccontextmanager
+async def _engine(settings: Settings) -> AsyncIterator[EngineClient]:
+    """The engine process and the connection to it, both kept up to the end.
+
+    Raises `StartupError` if it does not start.
+    """
+    options = {name: str(getattr(settings, name)) for name in ENGINE_OPTIONS}
+    child = EngineProcess(settings.data_dir, _environment(options))
+    child.start()
+    try:
+        client = EngineClient(child.socket, settings.engine_arena_bytes)
+        await client.connect()
+        async with _background(child.keep_running(), client.keep_connected()):
+            yield client
+        client.close()
+    finally:
+        child.stop()
+
+
+def _environment(options: Mapping[str, str]) -> dict[str, str]:
+    """Ours, with `options` as the only settings.
+
+    A command line, where everybody can read it, is no place for the store's password.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
-    environment |= {ENV_PREFIX + name.upper(): value for name, value in options.items()}
-    return ChildProcess("collector", [sys.executable, "-m", "gateway", "collect"], environment)
+    return environment | {ENV_PREFIX + name.upper(): value for name, value in options.items()}
 
 
 async def _id_key(settings: Settings, store: Store) -> bytes:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from ipaddress import ip_address
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +24,9 @@ SECRETS = ("ops_token", "id_key")
 MINIMUM_SECRET_LENGTH = 16
 OPS_URL_VARIABLE = f"{ENV_PREFIX}OPS_URL"
 """Names the gateway to the commands that talk to one; no setting of a gateway itself."""
+
+ENGINE_OPTIONS = ("models", "data_dir", "device", "threads", "request_timeout", "log_level", "log_format")
+"""What the engine process is told."""
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -62,6 +66,12 @@ class Settings(BaseSettings):
     )
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
+    )
+    engine: Literal["inline", "process"] = Field(
+        "inline", description="Where models run: in the gateway, or in one engine process (Linux only)."
+    )
+    engine_arena_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="Memory shared with the engine process; one request's inputs must fit."
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
@@ -112,6 +122,10 @@ class Settings(BaseSettings):
             _refuse_unusable_endpoint(self.otlp_endpoint)
         elif "trace_rate" in self.model_fields_set:
             raise ValueError("trace_rate has no effect without otlp_endpoint; give both or leave it out")
+        if self.engine == "process" and sys.platform != "linux":
+            raise ValueError("engine process needs Linux, for memory without a name; use inline")
+        if self.engine == "inline" and "engine_arena_bytes" in self.model_fields_set:
+            raise ValueError("engine_arena_bytes has no effect without engine process; give both or leave it out")
         if self.ops_token is None and not is_loopback(self.ops_host):
             raise ValueError(
                 f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "

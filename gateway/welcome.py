@@ -40,7 +40,8 @@ def announce(started: Started) -> None:
     facts.add_row("try them", f"{started.public_url}/try")
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
     facts.add_row("store", started.store)
-    facts.add_row("device", started.device)
+    where = " (engine process)" if started.settings.engine == "process" else ""
+    facts.add_row("device", f"{started.device}{where}")
     for index, name in enumerate(registry.names):
         facts.add_row("models" if index == 0 else "", f"{name}  (versions {', '.join(registry.versions(name))})")
     for key, reason in registry.refused.items():

@@ -23,6 +23,8 @@ from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
 from gateway.prediction_id import IdSigner
+from gateway.runtime.engine.client import EngineClient
+from gateway.runtime.engine.remote import EngineLoader
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.session import Device
 from gateway.serving.dataplane import DataPlane
@@ -55,8 +57,16 @@ NONCE_BYTES = 3
 class Gateway:
     """Everything between the two ports and the store."""
 
-    def __init__(self, settings: Settings, store: Store, id_key: bytes, device: Device, executor: Executor) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast."""
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        id_key: bytes,
+        device: Device,
+        executor: Executor,
+        engine: EngineClient | None = None,
+    ) -> None:
+        """Models are to run on `device`, in threads of `executor` unless they are fast, or all in the `engine`."""
         self.metrics = GatewayMetrics()
         self.registry = Registry()
         route_store = RouteStore(store)
@@ -76,7 +86,8 @@ class Gateway:
         self.plane = DataPlane(
             self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
         )
-        self.loader = Loader(device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        how = (device, settings.threads, executor, settings.request_timeout, self.plane.finish)
+        self.loader = Loader(*how) if engine is None else EngineLoader(*how, engine, self.metrics)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

@@ -18,6 +18,7 @@ import asyncio
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -44,6 +45,9 @@ count has faded. A hiccup of the machine is a surprise too, but a rare one."""
 FIRST_RETRY_SECONDS = 1.0
 """`Retry-After` while nothing is known yet about how long the queue takes."""
 
+BUSY = (TooManyRequests, Unavailable)
+"""Errors of whoever runs a batch, which say nothing about its rows: each alone would fare no better."""
+
 
 class Runner(Protocol):
     """What the batcher needs of a session."""
@@ -54,13 +58,12 @@ class Runner(Protocol):
         """All outputs, in the order of the signature."""
 
 
-class DynamicBatcher:
-    """Queues, groups, runs and scatters for one model version."""
+class Batcher(ABC):
+    """Queues, groups and scatters for one model version; where a batch is run is said below it."""
 
     def __init__(
         self,
-        runner: Runner,
-        executor: Executor,
+        signature: Signature,
         *,
         max_batch_rows: int,
         max_queue_rows: int,
@@ -71,31 +74,33 @@ class DynamicBatcher:
     ) -> None:
         """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
 
-        At most `max_runs` runs are on threads at once.
+        At most `max_runs` runs are on at once.
         """
-        self._runner = runner
-        self._executor = executor
-        self._max_batch_rows = max_batch_rows
+        self.max_batch_rows = max_batch_rows
+        self.max_runs = max_runs
         self._max_queue_rows = max_queue_rows
-        self._max_runs = max_runs
         self._timeout = timeout
         self._on_batch = on_batch
         self._clock = clock
         self._buckets: dict[Bucket, deque[Work]] = {}
-        self._is_batchable = runner.signature.is_batchable
+        self._is_batchable = signature.is_batchable
         # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
-        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in runner.signature.inputs)
-        self._input_names = [spec.name for spec in runner.signature.inputs]
+        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in signature.inputs)
+        self._input_names = [spec.name for spec in signature.inputs]
         self._is_scheduled = False
         self._running = 0
-        """Runs that are on threads now."""
+        """Runs that are elsewhere now."""
         self._cost = CostModel()
-        self._surprises = 0.0
         self._is_closed = False
         self._idle = asyncio.Event()
         self._timers: dict[Work, asyncio.TimerHandle] = {}
         """Of the queued works whose own timeout is shorter than everybody's."""
         self.queued_rows = 0
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing can be run now; None while all is well."""
+        return None
 
     def submit(self, work: Work) -> None:
         """Admit the work or refuse it before anything is done.
@@ -165,8 +170,8 @@ class DynamicBatcher:
         work.fail(_too_late(timeout))
 
     def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self._max_batch_rows / self._max_runs
-        seconds = self._cost.predict(self._max_batch_rows) * batches
+        batches = self.queued_rows / self.max_batch_rows / self.max_runs
+        seconds = self._cost.predict(self.max_batch_rows) * batches
         return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
 
     async def close(self) -> None:
@@ -177,7 +182,7 @@ class DynamicBatcher:
             await self._idle.wait()
 
     def _schedule(self) -> None:
-        if not self._is_scheduled and self._running < self._max_runs:
+        if not self._is_scheduled and self._running < self.max_runs:
             self._is_scheduled = True
             asyncio.get_running_loop().call_soon(self._dispatch)
 
@@ -205,7 +210,7 @@ class DynamicBatcher:
         works: list[Work] = []
         rows = 0
         now = self._clock()
-        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self._max_batch_rows)):
+        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self.max_batch_rows)):
             work = queue.popleft()
             work.is_queued = False
             self.queued_rows -= work.rows
@@ -236,6 +241,88 @@ class DynamicBatcher:
         if inputs is None:
             self._schedule()
             return
+        self._begin(works, inputs, rows, started)
+
+    @abstractmethod
+    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
+        """Run the batch. `_finish` is called once, now or later; until then the run counts as `_running`."""
+
+    def _finish(
+        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
+    ) -> None:
+        # Whatever a caller's reply does, the next batch must run.
+        self._schedule()
+        error = outcome if isinstance(outcome, Exception) else None
+        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
+        if batch is not None:
+            self._answer(batch)
+        elif len(works) > 1 and not isinstance(error, BUSY):
+            self._run_alone(works)
+        else:
+            for work in works:
+                work.fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
+
+    def _answer(self, batch: Batch) -> None:
+        try:
+            self._on_batch(batch)
+        except Exception:
+            # A bug, but not one for which callers should wait for ever.
+            logger.exception("answering a batch failed")
+            for work in batch.works:
+                work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
+
+    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
+        """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
+        rows = _rows(works)
+        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
+            self._is_batchable = False
+            logger.warning("an output does not have one row per input row: requests run alone from now on")
+            if len(works) > 1:
+                return None
+        finished = self._clock()
+        for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
+            work.start = stop - work.rows
+        return Batch(works, inputs, outputs, rows, started, finished)
+
+    def _run_alone(self, works: list[Work]) -> None:
+        """Put each work back at the head of a bucket of its own."""
+        for work in works:
+            work.bucket = (*work.bucket, (id(work),))
+            self._buckets[work.bucket] = deque([work])
+            work.is_queued = True
+            self.queued_rows += work.rows
+
+
+class DynamicBatcher(Batcher):
+    """Runs the batches on a session: the short ones on the event loop, the others on threads."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        executor: Executor,
+        *,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        timeout: float,
+        on_batch: Callable[[Batch], None],
+        max_runs: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """At most `max_runs` runs are on threads of `executor` at once; the rest is as for any batcher."""
+        super().__init__(
+            runner.signature,
+            max_batch_rows=max_batch_rows,
+            max_queue_rows=max_queue_rows,
+            timeout=timeout,
+            on_batch=on_batch,
+            max_runs=max_runs,
+            clock=clock,
+        )
+        self._runner = runner
+        self._executor = executor
+        self._surprises = 0.0
+
+    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
         if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
             self._finish(works, inputs, started, self._run(inputs, rows))
             return
@@ -269,50 +356,6 @@ class DynamicBatcher:
     ) -> None:
         self._running -= 1
         self._finish(works, inputs, started, future.result())
-
-    def _finish(
-        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
-    ) -> None:
-        # Whatever a caller's reply does, the next batch must run.
-        self._schedule()
-        error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
-        if batch is not None:
-            self._answer(batch)
-        elif len(works) > 1:
-            self._run_alone(works)
-        else:
-            works[0].fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
-
-    def _answer(self, batch: Batch) -> None:
-        try:
-            self._on_batch(batch)
-        except Exception:
-            # A bug, but not one for which callers should wait for ever.
-            logger.exception("answering a batch failed")
-            for work in batch.works:
-                work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
-
-    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
-        """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
-        rows = _rows(works)
-        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
-            self._is_batchable = False
-            logger.warning("an output does not have one row per input row: requests run alone from now on")
-            if len(works) > 1:
-                return None
-        finished = self._clock()
-        for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
-            work.start = stop - work.rows
-        return Batch(works, inputs, outputs, rows, started, finished)
-
-    def _run_alone(self, works: list[Work]) -> None:
-        """Put each work back at the head of a bucket of its own."""
-        for work in works:
-            work.bucket = (*work.bucket, (id(work),))
-            self._buckets[work.bucket] = deque([work])
-            work.is_queued = True
-            self.queued_rows += work.rows
 
 
 def _rows(works: list[Work]) -> int:

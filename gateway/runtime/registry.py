@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
-from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.batcher import Batcher, DynamicBatcher
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.session import Device, OnnxSession
@@ -28,6 +29,13 @@ PARALLEL_SECONDS = 5e-3
 threads cost more CPU time than they save waiting."""
 
 
+class Session(Protocol):
+    """A model in memory, of this process or of another."""
+
+    def close(self) -> None:
+        """Free the memory. Nothing may run afterwards. Called on any thread."""
+
+
 @dataclass(slots=True)
 class ModelVersion:
     """A version that takes requests."""
@@ -37,8 +45,8 @@ class ModelVersion:
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
-    session: OnnxSession
-    batcher: DynamicBatcher
+    session: Session
+    batcher: Batcher
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     is_batchable: bool = field(init=False)
     labels: dict[str, tuple[str, ...]] = field(init=False)
@@ -47,6 +55,11 @@ class ModelVersion:
     def __post_init__(self) -> None:
         self.is_batchable = self.signature.is_batchable
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+    def require_ready(self) -> None:
+        """Raise `Unavailable` with the reason while nothing can be run."""
+        if self.batcher.problem is not None:
+            raise Unavailable(f"model {self.key} cannot run: {self.batcher.problem}")
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""

@@ -22,7 +22,7 @@ def serving_gauges(registry: Registry, routes: RouteTable) -> Callable[[], Itera
     def read() -> Iterator[Gauge]:
         for version in registry:
             yield QUEUED_ROWS, version.key, version.batcher.queued_rows
-            yield MODEL_READY, version.key, 1
+            yield MODEL_READY, version.key, float(version.batcher.problem is None)
         for key in registry.refused:
             yield MODEL_READY, key, 0
         for route in routes:

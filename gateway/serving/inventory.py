@@ -85,6 +85,9 @@ class Inventory:
             return "the gateway is shutting down"
         if self._registry.refused:
             return "not loaded: " + "; ".join(f"{key}: {why}" for key, why in self._registry.refused.items())
+        for version in self._registry:
+            if version.batcher.problem is not None:
+                return f"{version.key}: {version.batcher.problem}"
         if not self._routes.is_known:
             return "the routes are not known yet: the store has not answered since the start"
         return None

@@ -5,8 +5,6 @@ Its append-only file is on, so routes, labels and verdicts survive a restart. Th
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,12 +12,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.state.process import ChildProcess
+from gateway.state.process import ChildProcess, socket_path
 
 START_TIMEOUT_SECONDS = 60.0
 """Reading a large append-only file takes a while."""
-SOCKET_PATH_LIMIT = 100
-"""Unix socket paths are limited to 108 bytes on Linux and 104 on macOS."""
 
 
 class EmbeddedStore(ChildProcess):
@@ -28,7 +24,7 @@ class EmbeddedStore(ChildProcess):
     def __init__(self, data_dir: Path) -> None:
         """Raises `StartupError` if the binary is not installed."""
         self._dir = data_dir.resolve() / "valkey"
-        self._socket = _socket_path(self._dir)
+        self._socket = socket_path(self._dir / "valkey.sock")
         command = [
             str(_binary()),
             *("--port", "0", "--unixsocket", str(self._socket), "--unixsocketperm", "700"),
@@ -87,11 +83,3 @@ def _binary() -> Path:
         return Path(get_binary_path())
     except ValkeyBinaryNotFoundError as error:
         raise StartupError(f"{error} Name a store with --redis-url redis://HOST:PORT.") from error
-
-
-def _socket_path(folder: Path) -> Path:
-    path = folder / "valkey.sock"
-    if len(str(path)) <= SOCKET_PATH_LIMIT:
-        return path
-    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"gateway-{digest}" / "valkey.sock"

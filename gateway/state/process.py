@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import hashlib
 import logging
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,8 @@ FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 30.0
 """A child that keeps dying is started again after pauses that double up to this."""
 STOP_TIMEOUT_SECONDS = 15.0
+SOCKET_PATH_LIMIT = 100
+"""Unix socket paths are limited to 108 bytes on Linux and 104 on macOS."""
 
 
 class ChildProcess:
@@ -96,3 +101,11 @@ class ChildProcess:
             pause = min(2 * pause, LAST_PAUSE_SECONDS)
             started = loop.time()
             self.launch()
+
+
+def socket_path(path: Path) -> Path:
+    """Where a child listens: `path`, or where that is too long a place among the temporary files that stands for it."""
+    if len(str(path)) <= SOCKET_PATH_LIMIT:
+        return path
+    digest = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"gateway-{digest}" / path.name

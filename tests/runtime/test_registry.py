@@ -12,6 +12,7 @@ import pytest
 from gateway.errors import NotFound, StartupError, TooManyRequests, Unavailable
 from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.repository import scan
+from gateway.runtime.session import OnnxSession
 from gateway.runtime.work import Batch
 from gateway.types import ModelKey
 from tests.support import onnx_models
@@ -198,6 +199,7 @@ def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
 ) -> None:
     write_version(tmp_path, "m", "1", onnx_models.affine())
     version = load(tmp_path, executor).get("m", "1")
+    assert isinstance(version.session, OnnxSession)
     session = weakref.ref(version.session._session)
     caller = Caller({"x": np.zeros((1, 3), np.float32)})
 

@@ -18,8 +18,10 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequest, NotFound, Unavailable
+from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.registry import Loader, ModelVersion
 from gateway.runtime.repository import VersionFolder
+from gateway.runtime.session import OnnxSession
 from gateway.serving.model_control import NOT_LOADED, ModelControl
 from gateway.state import keys
 from gateway.state.client import Store
@@ -281,7 +283,10 @@ class TestUnloading:
     def test_a_model_leaves_nothing_behind(self, models: Path, run: Run) -> None:
         async def scenario(plane: Plane) -> None:
             assert await answered_by(plane) == await answered_by(plane, "1") == "1"
-            session = weakref.ref(plane.registry.get("m", "1").session._session)
+            loaded = plane.registry.get("m", "1").session
+            assert isinstance(loaded, OnnxSession)
+            session = weakref.ref(loaded._session)
+            del loaded
             assert await plane.control.unload("m") == []
             assert session() is None
             assert plane.registry.names == ["other"]
@@ -352,7 +357,9 @@ class TestUnloading:
         write_version(models, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
 
         async def scenario(plane: Plane) -> None:
-            plane.registry.get("busy", "1").batcher._surprises = math.inf
+            batcher = plane.registry.get("busy", "1").batcher
+            assert isinstance(batcher, DynamicBatcher)
+            batcher._surprises = math.inf
             turns = {"turns": np.array([[3_000]], np.int64)}
             waiting = [asyncio.create_task(plane.predict("busy", turns)) for _ in range(3)]
             await asyncio.sleep(0)

@@ -17,8 +17,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.state import embedded
 from gateway.state.embedded import EmbeddedStore
+from gateway.state.process import SOCKET_PATH_LIMIT
 from tests.support.running import clean_environment, is_alive
 from tests.support.waiting import cancel, wait_until, wait_until_async
 
@@ -89,7 +89,7 @@ def test_it_dies_with_its_parent_however_that_dies(tmp_path: Path, number: signa
 def test_a_data_directory_too_deep_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     server = EmbeddedStore(deep)
-    assert len(server.url.removeprefix("unix://")) <= embedded.SOCKET_PATH_LIMIT
+    assert len(server.url.removeprefix("unix://")) <= SOCKET_PATH_LIMIT
     server.start()
     with Redis.from_url(server.url) as client:
         assert client.ping()

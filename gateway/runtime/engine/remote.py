@@ -1,0 +1,138 @@
+"""Versions whose sessions are in the engine process: the worker's side of the data plane.
+
+The batcher is the same as over a session of one's own; only a run is a message. So whatever arrives in one turn of the
+event loop, or while messages are on their way, goes in one; timeouts, priorities and the repetition of a failed run
+caller by caller stay here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.errors import GatewayError, Unavailable
+from gateway.protocol.parameters import Schedule
+from gateway.runtime.answers import AnswerReader
+from gateway.runtime.batcher import Batcher
+from gateway.runtime.engine.client import RETRY_AFTER_SECONDS, EngineClient, RemoteRun, RemoteSession
+from gateway.runtime.engine.tensors import pack
+from gateway.runtime.manifest import read_manifest
+from gateway.runtime.registry import Loader, ModelVersion
+from gateway.runtime.repository import VersionFolder
+from gateway.runtime.work import Batch, Work
+from gateway.telemetry.metrics import GatewayMetrics
+from gateway.types import Array
+
+SENT_AHEAD = 1
+"""Messages beyond those that the engine runs at once: the next one is there when a run ends."""
+
+
+class RemoteBatcher(Batcher):
+    """Sends its batches to the engine."""
+
+    def __init__(
+        self,
+        session: RemoteSession,
+        *,
+        max_queue_rows: int,
+        timeout: float,
+        on_batch: Callable[[Batch], None],
+        count_device_batch: Callable[[float], None],
+    ) -> None:
+        """`count_device_batch` gets the rows of each run on the device; the rest is as for any batcher."""
+        super().__init__(
+            session.signature,
+            max_batch_rows=session.batch_rows,
+            max_queue_rows=max_queue_rows,
+            timeout=timeout,
+            on_batch=on_batch,
+            max_runs=session.runs + SENT_AHEAD,
+        )
+        self._session = session
+        self._count_device_batch = count_device_batch
+        self._sent: dict[RemoteRun, list[Work]] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """Why the engine cannot run anything of this version now."""
+        return self._session.problem
+
+    def submit(self, work: Work) -> None:
+        """As ever; raises `Unavailable` while the engine is away, too."""
+        if self._session.problem is not None:
+            raise Unavailable(self._session.problem, retry_after=RETRY_AFTER_SECONDS)
+        super().submit(work)
+
+    def discard(self, work: Work) -> None:
+        """As ever; a message of which all callers left is taken back."""
+        super().discard(work)
+        for run, works in list(self._sent.items()):
+            if work in works and all(one.is_cancelled for one in works):
+                self._session.cancel(run)
+
+    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
+        try:
+            packed = pack(self._session.signature.inputs, [inputs[name] for name in self._input_names])
+        except (ValueError, MemoryError) as error:
+            self._finish(works, {}, started, error)
+            return
+
+        def end(outcome: list[Array] | GatewayError, began: float | None, device_rows: int) -> None:
+            del self._sent[run]
+            self._running -= 1
+            if device_rows:
+                self._count_device_batch(device_rows)
+            if began is not None:
+                self._cost.observe(rows, self._clock() - began)
+            self._finish(works, inputs, began or started, outcome)
+
+        enqueued = max([work.enqueued for work in works])
+        run = RemoteRun(self._session, packed, rows, enqueued, self._common_schedule(works), end)
+        self._sent[run] = works
+        self._running += 1
+        self._session.send(run)
+
+    def _common_schedule(self, works: list[Work]) -> Schedule | None:
+        """In the engine a message has the best priority of its callers, and a timeout if all of them said one."""
+        schedules = [work.schedule for work in works if work.schedule is not None]
+        if not schedules:
+            return None
+        # Those that say nothing are of the last level.
+        priority = min([schedule.priority for schedule in schedules])
+        ends = [
+            work.enqueued + work.schedule.timeout
+            for work in works
+            if work.schedule is not None and work.schedule.timeout is not None
+        ]
+        timeout = max(0.0, max(ends) - self._clock()) if len(ends) == len(works) else None
+        return Schedule(priority, timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoader(Loader):
+    """Has the engine load versions; of them the worker itself holds what it answers with, and no model.
+
+    `load` blocks: call it on a thread.
+    """
+
+    client: EngineClient
+    metrics: GatewayMetrics
+
+    def load(self, folder: VersionFolder) -> ModelVersion:
+        """Load one version. Raises `StartupError` with the engine's reason, which verifies the files, too."""
+        manifest = read_manifest(folder.folder)
+        session = self.client.load(folder.key)
+        try:
+            answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+        except BaseException:
+            session.close()
+            raise
+        batcher = RemoteBatcher(
+            session,
+            max_queue_rows=folder.config.batching.max_queue_rows,
+            timeout=self.request_timeout,
+            on_batch=lambda batch: self.on_batch(version, batch),
+            count_device_batch=self.metrics.version(folder.key).engine_batch_rows.observe_one,
+        )
+        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        return version
