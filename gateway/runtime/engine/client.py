@@ -199,9 +199,13 @@ class Link:
         elif isinstance(message, Failed):
             self._end(self._running[message.number], message.error, None)
         elif isinstance(message, Loaded):
-            self._loads.pop(message.number).set_result(message)
+            loading = self._loads.pop(message.number)
+            if loading.cancelled():
+                self.unload(message.handle)
+            else:
+                loading.set_result(message)
         elif isinstance(message, Refused):
-            self._loads.pop(message.number).set_exception(StartupError(message.problem))
+            self._refuse(self._loads.pop(message.number), message.problem)
         elif isinstance(message, Welcome):
             self._welcome.set_result(message)
         else:
@@ -224,13 +228,17 @@ class Link:
             self._held.popleft()
         run.on_end(outcome, done and done.started, done.batch_rows if done else 0)
 
+    def _refuse(self, loading: asyncio.Future[Loaded], problem: str) -> None:
+        if not loading.cancelled():
+            loading.set_exception(StartupError(problem))
+
     def _lose(self) -> None:
         self.lost.set()
         self._on_lost()
         if not self._welcome.done():
             self._welcome.set_exception(ConnectionError(GONE))
         for loading in self._loads.values():
-            loading.set_exception(StartupError("the engine process ended while it loaded the model"))
+            self._refuse(loading, "the engine process ended while it loaded the model")
         self._loads.clear()
         runs = [*self._running.values(), *self._held]
         self._running.clear()

@@ -195,8 +195,9 @@ class Worker:
         except GatewayError as error:
             work.fail(error)
         else:
-            # Its callers have waited in the worker already.
-            work.enqueued = message.enqueued
+            if message.timeout is None:
+                # Its callers have waited in the worker already.
+                work.enqueued = message.enqueued
 
     def _cancel(self, number: int) -> None:
         work = self._works.get(number)
