@@ -14,7 +14,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,9 +244,9 @@ async def _engine(settings: Settings) -> AsyncIterator[EngineClient]:
     try:
         client = EngineClient(child.socket, settings.engine_arena_bytes)
         await client.connect()
-        async with _background(child.keep_running(), client.keep_connected()):
-            yield client
-        client.close()
+        with closing(client):
+            async with _background(child.keep_running(), client.keep_connected()):
+                yield client
     finally:
         child.stop()
 

@@ -87,7 +87,7 @@ class Gateway:
             self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
         )
         how = (device, settings.threads, executor, settings.request_timeout, self.plane.finish)
-        self.loader = Loader(*how) if engine is None else EngineLoader(*how, engine, self.metrics)
+        self.loader = Loader(*how) if engine is None else EngineLoader(*how, client=engine, metrics=self.metrics)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)

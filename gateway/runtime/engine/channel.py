@@ -19,8 +19,6 @@ from gateway.runtime.engine.messages import MAX_MESSAGE_BYTES, Message, decode, 
 
 logger = logging.getLogger(__name__)
 
-READS_PER_TURN = 32
-"""Messages taken in one turn of the event loop, so that one busy peer does not keep it from the others."""
 BACKLOG = 128
 _CREDENTIALS = struct.Struct("3i")
 _DESCRIPTOR = struct.Struct("i")
@@ -100,20 +98,18 @@ class Channel:
             self._loop.remove_writer(self._socket.fileno())
 
     def _read(self) -> None:
-        for _ in range(READS_PER_TURN):
-            if self.is_closed:
-                return
-            try:
-                size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                logger.debug("a connection broke: %s", error)
-                size, ancillary = 0, []
-            if not size:
-                self.close()
-                return
+        # One message a turn: there is rarely a second, and to find none takes a system call too.
+        try:
+            size, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ANCILLARY_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            logger.debug("a connection broke: %s", error)
+            size, ancillary = 0, []
+        if size:
             self._take(size, _descriptor_in(ancillary))
+        else:
+            self.close()
 
     def _take(self, size: int, descriptor: int | None) -> None:
         try:

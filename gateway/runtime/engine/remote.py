@@ -108,7 +108,7 @@ class RemoteBatcher(Batcher):
         return Schedule(priority, timeout)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoader(Loader):
     """Has the engine load versions; of them the worker itself holds what it answers with, and no model.
 
