@@ -55,7 +55,11 @@ class Channel:
 
         Raises `ValueError` if the message is too long. Nothing happens on a closed channel.
         """
-        data = encode(message)
+        try:
+            data = encode(message)
+        except ValueError:
+            _close(descriptor)
+            raise
         if self.is_closed:
             _close(descriptor)
         elif self._unsent:

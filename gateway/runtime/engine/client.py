@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from gateway.errors import GatewayError, PayloadTooLarge, StartupError, Unavailable
+from gateway.errors import GatewayError, InferenceFailed, PayloadTooLarge, StartupError, Unavailable
 from gateway.protocol.parameters import Schedule
 from gateway.runtime.engine.arena import Arena, attach_memory
 from gateway.runtime.engine.channel import Channel, connect
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 0.1
 """Between two tries to connect to an engine that is being started."""
 ANSWER_SECONDS = 30.0
-"""An engine that does not even greet for as long is no use; it never computes on the thread that greets."""
+"""An engine that does not even greet for as long is no use; the thread that greets runs only what is short."""
 CONNECT_SECONDS = 60.0
 """Longest wait of a load for an engine that is being started."""
 ROOM_DIVISOR = 8
@@ -118,7 +118,8 @@ class Link:
         self._running: dict[int, RemoteRun] = {}
         self._held: deque[RemoteRun] = deque()
         """For these the arena had no room; oldest first. Bounded by what the batchers may have in flight."""
-        self._welcome: asyncio.Future[Welcome] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._welcome: asyncio.Future[Welcome] = self._loop.create_future()
         self.lost = asyncio.Event()
 
     async def greet(self) -> Device:
@@ -140,7 +141,7 @@ class Link:
         if self.lost.is_set():
             raise StartupError(GONE)
         number = next(self._numbers)
-        loading: asyncio.Future[Loaded] = asyncio.get_running_loop().create_future()
+        loading: asyncio.Future[Loaded] = self._loop.create_future()
         self._loads[number] = loading
         self._channel.send(Load(number, *key))
         return await loading
@@ -179,18 +180,20 @@ class Link:
         run.number = next(self._numbers)
         self._running[run.number] = run
         priority, timeout = run.schedule or Schedule()
-        self._channel.send(
-            Run(
-                run.number,
-                run.session.handle,
-                run.rows,
-                *(block, run.inputs.layout),
-                *(block + size, room),
-                run.enqueued,
-                priority,
-                timeout,
-            )
+        message = Run(
+            run.number,
+            run.session.handle,
+            run.rows,
+            *(block, run.inputs.layout),
+            *(block + size, room),
+            run.enqueued,
+            priority,
+            timeout,
         )
+        try:
+            self._channel.send(message)
+        except ValueError as error:
+            self._settle(run, InferenceFailed(f"the engine process cannot be told: {error}"), None)
         return True
 
     def _take(self, message: Message, descriptor: int | None) -> None:
@@ -222,11 +225,15 @@ class Link:
         return [array.copy() for array in unpack(specs, message.layout, self._arena.memory, start)]
 
     def _end(self, run: RemoteRun, outcome: list[Array] | GatewayError, done: Done | None) -> None:
-        del self._running[run.number]
-        self._arena.give_back(run.block)
+        self._settle(run, outcome, done)
         while self._held and self._send(self._held[0]):
             self._held.popleft()
-        run.on_end(outcome, done and done.started, done.batch_rows if done else 0)
+
+    def _settle(self, run: RemoteRun, outcome: list[Array] | GatewayError, done: Done | None) -> None:
+        del self._running[run.number]
+        self._arena.give_back(run.block)
+        # Later, so that nothing that an answer brings about can break the connection.
+        self._loop.call_soon(run.on_end, outcome, done and done.started, done.batch_rows if done else 0)
 
     def _refuse(self, loading: asyncio.Future[Loaded], problem: str) -> None:
         if not loading.cancelled():
@@ -244,7 +251,7 @@ class Link:
         self._running.clear()
         self._held.clear()
         for run in runs:
-            run.on_end(Unavailable(GONE, retry_after=RETRY_AFTER_SECONDS), None, 0)
+            self._loop.call_soon(run.on_end, Unavailable(GONE, retry_after=RETRY_AFTER_SECONDS), None, 0)
 
 
 class EngineClient:
@@ -304,21 +311,28 @@ class EngineClient:
                 await self._connected.wait()
         except TimeoutError as error:
             raise StartupError(GONE) from error
-        session = RemoteSession(self, key, await self.link.load(key))
+        link = self.link
+        session = RemoteSession(self, key, await link.load(key))
         self._sessions.add(session)
+        if link.lost.is_set():
+            # In the turn in between: it is loaded again with the others.
+            session.problem = GONE
         return session
 
     async def _load_again(self, session: RemoteSession) -> None:
+        link = self.link
         try:
-            loaded = await self.link.load(session.key)
+            loaded = await link.load(session.key)
         except StartupError as error:
             logger.error("%s is not back: %s", session.key, error)
             session.problem = str(error)
             return
+        if link.lost.is_set():
+            return
         if session not in self._sessions:
-            self.link.unload(loaded.handle)
+            link.unload(loaded.handle)
         elif loaded.signature != session.signature:
-            self.link.unload(loaded.handle)
+            link.unload(loaded.handle)
             session.problem = "its file has changed since it was loaded; unload it and load it again"
         else:
             session.handle = loaded.handle

@@ -218,8 +218,8 @@ class Worker:
         else:
             descriptor, memory = create_memory(packed.size)
             packed.write(memory, 0)
-        del self._works[message.number]
         self._channel.send(Done(message.number, packed.layout, packed.size, started, batch_rows), descriptor)
+        del self._works[message.number]
         return True
 
     def fail(self, work: RemoteWork, error: GatewayError) -> None:

@@ -23,6 +23,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.protocol.parameters import Schedule
+from gateway.runtime.engine import messages
 from gateway.runtime.engine.server import Engine
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.session import OnnxSession
@@ -333,6 +334,22 @@ class TestBounds:
 
         asyncio.run(scenario())
 
+    def test_a_message_that_is_too_long_to_be_sent_fails_and_the_next_goes_on(
+        self, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def scenario() -> None:
+            async with two_workers(repository, tmp_path / "e") as (worker, _):
+                version = await worker.load("affine")
+                caller = Caller(matrix(1, 3))
+                with monkeypatch.context() as patch:
+                    patch.setattr(messages, "MAX_MESSAGE_BYTES", 10)
+                    version.batcher.submit(caller)
+                    await wait_until_async(lambda: caller.is_answered)
+                assert isinstance(caller.error, InferenceFailed)
+                assert (await answer_of(version, matrix(1, 3)))[0].shape == (1, 3)
+
+        asyncio.run(scenario())
+
     def test_a_full_queue_refuses_before_any_work(self, repository: Path, tmp_path: Path) -> None:
         write_version(tmp_path, "busy", "1", onnx_models.busy(), "[batching]\nmax_queue_rows = 4\nmax_batch_rows = 1\n")
 
@@ -434,6 +451,28 @@ class TestLoading:
                 # Mended, it loads.
                 (models / "broken" / "1" / "model.onnx").write_bytes(onnx_models.affine())
                 await worker.load("broken")
+
+        asyncio.run(scenario())
+
+    def test_a_version_that_arrives_with_the_end_of_the_connection_is_loaded_again(
+        self, repository: Path, tmp_path: Path
+    ) -> None:
+        async def scenario() -> None:
+            async with two_workers(repository, tmp_path / "e") as (worker, _):
+                known = await worker.load("affine")
+                loading = asyncio.create_task(worker.load("row_sum"))
+                link = worker.client.link
+                await wait_until_async(lambda: link._loads)
+                (number,) = link._loads
+                # What the engine would say, and its end in the same turn of the loop.
+                link._take(messages.loaded(number, 7, known.signature, 4, 1), None)
+                link.close()
+                version = await loading
+                assert version.batcher.problem or worker.client.link is not link
+                await wait_until_async(lambda: known.batcher.problem is None)
+                # The signature that was made up is not the one of the file.
+                assert "changed" in str(version.batcher.problem)
+                assert (await answer_of(known, matrix(1, 3)))[0].shape == (1, 3)
 
         asyncio.run(scenario())
 
