@@ -471,7 +471,7 @@ class TestLoading:
                 assert version.batcher.problem or worker.client.link is not link
                 await wait_until_async(lambda: known.batcher.problem is None)
                 # The signature that was made up is not the one of the file.
-                assert "changed" in str(version.batcher.problem)
+                await wait_until_async(lambda: "changed" in str(version.batcher.problem))
                 assert (await answer_of(known, matrix(1, 3)))[0].shape == (1, 3)
 
         asyncio.run(scenario())
