@@ -50,15 +50,15 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All that a run measured."""
-    found = [_table(results, title, columns) for title, columns in _layouts(results)]
+    found = [_table(results, title, columns) for title, columns in _core_uses(results)]
     return [table for table in found if table.rows] + _features(results) + _thresholds(results) + _unavailable(results)
 
 
-def _layouts(results: Results) -> list[tuple[str, list[Column]]]:
+def _core_uses(results: Results) -> list[tuple[str, list[Column]]]:
     measured = results.scenarios()
-    layouts: list[tuple[str, list[Column]]] = []
+    core_uses: list[tuple[str, list[Column]]] = []
     if single := [name for name in measured if name.startswith("rows-")]:
-        layouts += [
+        core_uses += [
             ("Single rows of 30 floats: CPU per request in µs, by connections", _by_connections(single, "cpu_us", 1)),
             ("Single rows of 30 floats: requests/s, by connections", _by_connections(single, "requests_per_second")),
             ("Where that CPU goes at 64 connections, in µs per request", _accounts()),
@@ -67,8 +67,8 @@ def _layouts(results: Results) -> list[tuple[str, list[Column]]]:
         ]
     for name in measured:
         if name not in single:
-            layouts.append((_sentence(SCENARIOS[name].title), _columns(name)))
-    return layouts
+            core_uses.append((_sentence(SCENARIOS[name].title), _columns(name)))
+    return core_uses
 
 
 def _by_connections(scenarios: list[str], value: str, digits: int = 0) -> list[Column]:

@@ -7,9 +7,9 @@ import inspect
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import orjson
 import typer
@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.text import Text
 
 from gateway import __version__, tables
+from gateway.cli_models import models_app
 from gateway.errors import StartupError
 from gateway.opsclient import DEFAULT_URL, OpsClient
-from gateway.settings import ENGINE_OPTIONS, ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
+from gateway.settings import ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
 from gateway.telemetry.logging import configure
 
 app = typer.Typer(
@@ -30,8 +31,11 @@ app = typer.Typer(
 )
 routes_app = typer.Typer(help="Show and change who gets which version.", no_args_is_help=True)
 app.add_typer(routes_app, name="routes")
+app.add_typer(models_app, name="models")
 
 COLLECT_OPTIONS = ("models", "redis_url", "consumer_name", "log_level", "log_format")
+T = TypeVar("T")
+
 ASSIGNMENT = re.compile(r"(?P<name>[^=:]+)=(?:(?P<version>[^:]+):)?(?P<weight>[0-9.]+)\Z")
 
 OpsUrl = Annotated[str, typer.Option(help="Ops port of the gateway.", envvar=OPS_URL_VARIABLE)]
@@ -94,14 +98,35 @@ def _plain(default: Any) -> str:
 @_with_options()
 def serve(**options: Any) -> None:
     """Serve the models, with an embedded store and a collector unless told otherwise."""
-    # `gateway --help` and `gateway routes` need not load the server.
-    from gateway.server import serve as run  # noqa: PLC0415
-    from gateway.welcome import announce  # noqa: PLC0415
-
     settings = load_settings(options, options.pop("config"))
     configure(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(settings, announce))
+    # `gateway --help` and `gateway routes` need not load the server.
+    from gateway.welcome import announce  # noqa: PLC0415
+
+    if settings.workers > 1:
+        from gateway.supervisor import supervise  # noqa: PLC0415
+
+        sys.exit(_run(supervise(settings, announce)))
+    from gateway.server import serve as run  # noqa: PLC0415
+
+    _run(run(settings, announce))
+
+
+@app.command(hidden=True)
+def worker(
+    index: int,
+    socket: Annotated[Path, typer.Option()],
+    supervisor: Annotated[Path, typer.Option()],
+    versions: Annotated[str | None, typer.Option(help="JSON list of MODEL/VERSION; all without it.")] = None,
+) -> None:
+    """One of several workers; `gateway serve --workers` starts it, with the settings in the environment."""
+    from gateway.server import serve_as_worker  # noqa: PLC0415
+    from gateway.wiring import Place  # noqa: PLC0415
+
+    settings = load_settings({})
+    configure(settings.log_level, settings.log_format, index)
+    names = frozenset(orjson.loads(versions)) if versions is not None else None
+    _run(serve_as_worker(settings, Place(socket, supervisor, names)))
 
 
 @app.command()
@@ -116,20 +141,17 @@ def collect(**options: Any) -> None:
     if settings.redis_url is None:
         raise StartupError("collect needs the gateway's store: --redis-url redis://HOST:PORT")
     configure(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run(settings.redis_url, settings.models, settings.consumer_name))
+    _run(run(settings.redis_url, settings.models, settings.consumer_name))
 
 
 @app.command(hidden=True)
-@_with_options(*ENGINE_OPTIONS)
-def engine(**options: Any) -> None:
-    """Own the sessions for `gateway serve --engine process`, which starts this by itself."""
+def engine() -> None:
+    """Owns the sessions; `gateway serve --engine process` starts it, with the settings in the environment."""
     from gateway.engine_process import run_engine  # noqa: PLC0415 -- as above
 
-    settings = load_settings(options, options.pop("config"))
+    settings = load_settings({})
     configure(settings.log_level, settings.log_format)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run_engine(settings))
+    _run(run_engine(settings))
 
 
 @app.command()
@@ -205,6 +227,11 @@ def route_history(
 ) -> None:
     """Who changed a route, when and why; newest first."""
     tables.stdout_console().print(tables.history_table(OpsClient(ops_url, ops_token).history(name, limit)))
+
+
+def _run(process: Coroutine[None, None, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(process)
 
 
 def _reweighted(current: list[dict[str, Any]], assignments: list[str]) -> list[dict[str, Any]]:

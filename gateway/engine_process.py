@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from gateway.errors import StartupError
-from gateway.lifecycle import prepare_to_serve, stop_signals
+from gateway.lifecycle import background, prepare_to_serve, stop_signals
 from gateway.runtime.engine.channel import connect
 from gateway.runtime.engine.server import Engine
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import choose_device
+from gateway.runtime.warming import LEARNED_FOLDER
+from gateway.serving.core_contest import CoreContests
+from gateway.serving.learning import Learning
 from gateway.settings import Settings
-from gateway.state.process import ChildProcess, socket_path
+from gateway.state.process import ChildProcess
+from gateway.state.sockets import socket_path
+from gateway.wiring import make_loader, thread_budget
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +40,16 @@ async def run_engine(settings: Settings) -> None:
     prepare_to_serve()
     stop = stop_signals()
     device = choose_device(settings.device)
-    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx") as executor:
-        engine = Engine(settings.models, device, settings.threads, executor, settings.request_timeout)
+    with ThreadPoolExecutor(thread_budget(settings), "onnx") as executor:
+        scheduler = Scheduler(thread_budget(settings))
+        engine = Engine(settings.models, partial(make_loader, settings, device, executor, scheduler))
+        learning = Learning(engine.registry, settings.data_dir / LEARNED_FOLDER)
+        contests = CoreContests(engine.registry)
         with engine.listening(engine_socket(settings.data_dir)):
             logger.info("the engine listens, device %s", device)
-            await stop.wait()
+            async with background(learning.run(), contests.run()):
+                await stop.wait()
+        await learning.write()
 
 
 class EngineProcess(ChildProcess):

@@ -144,5 +144,22 @@ class DeadlineExceeded(Unavailable):
     code = "deadline_exceeded"
 
 
+class DeadlineUnreachable(Unavailable):
+    """The request would be answered after its deadline, by what is known; nothing was done."""
+
+    code = "deadline_unreachable"
+
+
+class InsufficientMemory(GatewayError):
+    """A model does not fit beside those that are loaded; nothing was loaded."""
+
+    status = 507
+    code = "insufficient_memory"
+
+
 class StartupError(Exception):
     """The process cannot start as configured; the message says what to change. Never reaches a client."""
+
+
+class NotEnoughMemory(StartupError):
+    """A model does not fit beside those that are loaded."""

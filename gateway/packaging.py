@@ -96,9 +96,12 @@ def publish_version(
     features: Sequence[Feature],
     prediction: Prediction,
     metrics: Mapping[str, float],
+    external: Mapping[str, bytes] | None = None,
     replace: bool = False,
 ) -> Manifest:
     """Write `<name>/<version>/{model.onnx, reference.parquet, manifest.json}`; the folder appears whole or not at all.
+
+    `external` are the files with the model's larger tensors, by the names that it has for them (ONNX external data).
 
     `reference` has a 1-D array per feature and `prediction.label`, where they apply also `prediction.score` (two
     classes: probability of the second; more: of the answer; values in [0, 1]) and `truth.label`.
@@ -114,12 +117,15 @@ def publish_version(
         staged = Path(scratch) / "new"
         staged.mkdir()
         (staged / MODEL_FILE).write_bytes(model)
+        for name, content in (external or {}).items():
+            (staged / name).write_bytes(content)
         write_columns(staged / REFERENCE_FILE, reference)
         manifest = Manifest(
             name=folder.parent.name,
             version=folder.name,
             model=file_record(staged / MODEL_FILE),
             reference=file_record(staged / REFERENCE_FILE),
+            external=tuple(file_record(staged / name) for name in sorted(external)) if external else None,
             data=data,
             code=code,
             features=tuple(features),
@@ -128,7 +134,7 @@ def publish_version(
             example=example_row(reference, features),
         )
         (staged / MANIFEST_FILE).write_bytes(manifest_bytes(manifest))
-        if not is_same_version(staged, folder):
+        if not is_same_version(staged, folder, external or ()):
             swap_in(staged, folder, replaced=Path(scratch) / "old" if replace else None)
     return manifest
 
@@ -159,9 +165,9 @@ def example_row(reference: Mapping[str, Array], features: Sequence[Feature]) -> 
     return row
 
 
-def is_same_version(staged: Path, folder: Path) -> bool:
+def is_same_version(staged: Path, folder: Path, external: Iterable[str] = ()) -> bool:
     """The manifest holds the hash of the other files, but these could have been changed by hand since."""
-    names = (MODEL_FILE, REFERENCE_FILE, MANIFEST_FILE)
+    names = (MODEL_FILE, REFERENCE_FILE, MANIFEST_FILE, *external)
     return all(
         (folder / name).is_file() and (folder / name).read_bytes() == (staged / name).read_bytes() for name in names
     )

@@ -1,137 +1,50 @@
-"""`gateway serve`: start everything in order, serve, stop everything in the opposite order."""
+"""`gateway serve`, also as one worker of several: start everything in order, serve, stop in the opposite order."""
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import importlib.util
 import logging
-import os
-import signal
-import socket
-import ssl
-import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from socket import socket
 
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.engine_process import EngineProcess
+from gateway.api.workers import Opening
+from gateway.children import running_children
+from gateway.engine_process import engine_socket
 from gateway.errors import StartupError, StoreUnavailable
-from gateway.lifecycle import prepare_to_serve, stop_signals
+from gateway.lifecycle import Started, background, exclusive, prepare_to_serve, stop_signals
+from gateway.listener import Listener, address, bind, bind_private
 from gateway.runtime.engine.client import EngineClient
-from gateway.runtime.repository import scan
+from gateway.runtime.repository import VersionFolder, scan, selected, survey, usable
 from gateway.runtime.session import Device, choose_device
-from gateway.settings import ENGINE_OPTIONS, ENV_PREFIX, Settings
+from gateway.runtime.trust import read_keys
+from gateway.serving.summary import summary_of
+from gateway.settings import Settings
 from gateway.state.client import Store, connect, redact
-from gateway.state.embedded import EmbeddedStore
 from gateway.state.id_key import shared_id_key
-from gateway.state.process import ChildProcess
-from gateway.wiring import Gateway
+from gateway.wiring import Gateway, Place, thread_budget
 
 logger = logging.getLogger(__name__)
 
-KEEP_ALIVE_SECONDS = 75
-"""Longer than the idle time-outs of common load balancers (60 s), so that they close first and lose no request."""
 LAST_FLUSH_SECONDS = 5.0
 """At shutdown, how long the request log may take to write what it holds."""
-CANCEL_AGAIN_SECONDS = 0.2
-MAX_CONSUMER_NAME = 128
 ID_KEY_FILE = "id.key"
-LOCK_FILE = "lock"
-
-
-class Listener(uvicorn.Server):
-    """Uvicorn on a bound socket, without its signal handlers: two run in one process and stop in order."""
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        sock: socket.socket,
-        shutdown_timeout: float,
-        protocol: Callable[..., asyncio.Protocol] = HttpToolsProtocol,
-        tls: tuple[Path, Path] | None = None,
-    ) -> None:
-        """`tls` is the certificate chain and its key. Raises `StartupError` if they cannot be used."""
-        certificate, key = tls or (None, None)
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http=protocol,  # type: ignore[arg-type]
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-        )
-        try:
-            config.load()
-        except (OSError, ssl.SSLError) as error:
-            raise StartupError(f"tls_cert {certificate} and tls_key {key}: {error}") from error
-        super().__init__(config)
-        self._socket = sock
-        self._startup_is_over = asyncio.Event()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them to `serve`."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and tell `running`."""
-        try:
-            await super().startup(sockets)
-        finally:
-            self._startup_is_over.set()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Accept connections; at the end refuse new ones and answer what is in flight.
-
-        Raises `StartupError` if somebody else began to listen on the port since it was bound.
-        """
-        host, port = self._socket.getsockname()[:2]
-        task = asyncio.create_task(self.serve(sockets=[self._socket]))
-        await self._startup_is_over.wait()
-        if not self.started:
-            try:
-                await task
-            except OSError as error:
-                raise StartupError(f"{host}:{port}: {os.strerror(error.errno or 0)}; choose another port") from error
-        try:
-            yield
-        finally:
-            self.should_exit = True
-            await task
-            # A client that does not read its answers has had its time.
-            for connection in list(self.server_state.connections):
-                connection.transport.abort()
-            # What was aborted is told so at the next turn of the loop, while the loop still turns.
-            await asyncio.sleep(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """What the terminal is told once both ports answer."""
+class Sockets:
+    """Bound, not listening."""
 
-    gateway: Gateway
-    public_url: str
-    ops_url: str
-    grpc_address: str | None
-    store: str
-    device: Device
-    settings: Settings
+    public: socket
+    ops: socket
+    """A worker's is a Unix socket."""
+    grpc: socket | None
 
 
 async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
@@ -139,128 +52,177 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
 
     Raises `StartupError` if something that the settings ask for cannot be had.
     """
-    prepare_to_serve()
     stop = stop_signals()
     async with AsyncExitStack() as stack:
         # 1. What can fail without side effects: the folder, the ports, the device, the models on disk.
-        stack.enter_context(_exclusive(settings.data_dir))
-        public_socket = stack.enter_context(_bind("port", settings.host, settings.port))
-        ops_socket = stack.enter_context(_bind("ops_port", settings.ops_host, settings.ops_port))
-        grpc_socket = stack.enter_context(_bind_grpc(settings))
+        stack.enter_context(exclusive(settings.data_dir))
+        sockets = Sockets(
+            public=stack.enter_context(bind("port", settings.host, settings.port)),
+            ops=stack.enter_context(bind("ops_port", settings.ops_host, settings.ops_port)),
+            grpc=stack.enter_context(_bind_grpc(settings)),
+        )
         device = choose_device(settings.device) if settings.engine == "inline" else None
         folders = scan(settings.models)
+        if settings.model_keys is not None:
+            read_keys(settings.model_keys)
         # 2. The store and the collector, each a child if it is ours.
-        redis_url, children = _children(settings)
-        for child in children:
-            stack.callback(child.stop)
-            child.start()
-        store = connect(redis_url)
-        stack.push_async_callback(store.aclose)
+        redis_url, children = stack.enter_context(running_children(settings))
+        await stack.enter_async_context(background(*(child.keep_running() for child in children)))
         # 3. The models, then the rules about them.
-        executor = stack.enter_context(ThreadPoolExecutor(max(2, os.cpu_count() or 1), "onnx"))
-        engine = None
-        if device is None:
-            engine = await stack.enter_async_context(_engine(settings))
-            device = engine.device
-        gateway = Gateway(settings, store, await _id_key(settings, store), device, executor, engine)
-        await asyncio.to_thread(gateway.loader.load_all, folders, gateway.registry)
-        gateway.routes.begin()
-        await _first_rules(gateway)
+        gateway = await _loaded(stack, settings, redis_url, device, folders)
         # 4. What runs beside the requests.
-        await stack.enter_async_context(
-            _background(
-                gateway.routes.watch(settings.route_poll_seconds),
-                gateway.log.run(),
-                *(child.keep_running() for child in children),
+        await stack.enter_async_context(background(*_beside(gateway, settings)))
+        # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
+        await _open_ops(stack, gateway, gateway.ops_app(), sockets, settings)
+        await _open_public(stack, gateway, sockets, settings)
+        announce(
+            Started(
+                summary=summary_of(gateway.registry, gateway.loader.device),
+                public_url=f"http{'s' if settings.tls else ''}://{address(sockets.public)}",
+                ops_url=f"http://{address(sockets.ops)}",
+                grpc_address=address(sockets.grpc) if sockets.grpc is not None else None,
+                store=redact(redis_url),
+                settings=settings,
             )
         )
-        # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
-        ops = Listener(gateway.ops_app(), ops_socket, settings.shutdown_timeout)
-        tls = (settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
-        public = Listener(gateway.public_app(), public_socket, settings.shutdown_timeout, gateway.fast_protocol(), tls)
-        stack.push_async_callback(_flush, gateway)
-        if gateway.tracing is not None:
-            stack.push_async_callback(gateway.tracing.close)
-        await stack.enter_async_context(ops.running())
-        stack.push_async_callback(gateway.registry.close)
-        await stack.enter_async_context(public.running())
-        if grpc_socket is not None:
-            rpc = gateway.grpc_listener(_address(grpc_socket), settings.shutdown_timeout, tls)
-            await stack.enter_async_context(rpc.running())
-        # What is here now stays until the end: leave it out of every later look.
-        gc.collect()
-        gc.freeze()
-        public_url, ops_url = f"http{'s' if tls else ''}://{_address(public_socket)}", f"http://{_address(ops_socket)}"
-        grpc_address = _address(grpc_socket) if grpc_socket is not None else None
-        announce(Started(gateway, public_url, ops_url, grpc_address, redact(redis_url), device, settings))
         await stop.wait()
         # 6. Tell the load balancers, and give them time to look.
-        logger.info("stopping")
-        gateway.plane.is_draining = True
-        await asyncio.sleep(settings.drain_seconds)
+        await _drain(gateway, settings)
     logger.info("stopped")
 
 
-def _children(settings: Settings) -> tuple[str, list[ChildProcess]]:
-    children: list[ChildProcess] = []
-    redis_url = settings.redis_url
-    if redis_url is None:
-        embedded = EmbeddedStore(settings.data_dir)
-        redis_url = embedded.url
-        children.append(embedded)
-    if settings.collector:
-        children.append(_collector(settings, redis_url))
-    return redis_url, children
+async def serve_as_worker(settings: Settings, place: Place) -> None:
+    """As `serve`, beside other workers: on ports that they share, with the ops port on a Unix socket.
 
-
-def _collector(settings: Settings, redis_url: str) -> ChildProcess:
-    """`gateway collect` as a child, so that its work never delays a prediction."""
-    if importlib.util.find_spec("datasketches") is None:
-        raise StartupError(
-            "the collector's libraries are missing: `pip install 'model-gateway[collector]'`, or start with "
-            "--no-collector and run `gateway collect` elsewhere"
+    Store and collector are the supervisor's. The ports open when it says so.
+    """
+    stop = stop_signals()
+    async with AsyncExitStack() as stack:
+        sockets = Sockets(
+            public=stack.enter_context(bind("port", settings.host, settings.port, shared=True)),
+            ops=stack.enter_context(bind_private(place.socket)),
+            grpc=stack.enter_context(_bind_grpc(settings, shared=True)),
         )
-    # The data directory is ours alone, so a child that is started again after a crash can go by the same name.
-    name = settings.consumer_name or f"{socket.gethostname()}:{settings.data_dir.resolve()}"[-MAX_CONSUMER_NAME:]
-    options = {
-        "models": str(settings.models),
-        "redis_url": redis_url,
-        "consumer_name": name,
-        "log_level": settings.log_level,
-        "log_format": settings.log_format,
-    }
-    return ChildProcess("collector", [sys.executable, "-m", "gateway", "collect"], _environment(options))
+        device = choose_device(settings.device) if settings.engine == "inline" else None
+        assert settings.redis_url is not None  # noqa: S101 -- the supervisor says which it is
+        gateway = await _loaded(stack, settings, settings.redis_url, device, _folders(settings, place), place)
+        if gateway.upward is not None:
+            stack.push_async_callback(gateway.upward.close)
+        await stack.enter_async_context(background(*_beside(gateway, settings)))
+        opening = Opening()
+        await _open_ops(stack, gateway, gateway.worker_app(opening), sockets, settings)
+        # Whoever asked is told when it is clear what came of it, whatever that is.
+        stack.callback(opening.end, is_open=False)
+        if await _comes_first(opening.is_wanted, stop):
+            await _open_public(stack, gateway, sockets, settings)
+            opening.end(is_open=True)
+            await stop.wait()
+            await _drain(gateway, settings)
+    logger.info("stopped")
+
+
+def _folders(settings: Settings, place: Place) -> list[VersionFolder]:
+    """What lies in the repository; of that, for a worker that is started again, what the others have."""
+    if place.versions is None:
+        return scan(settings.models)
+    # What came there since is not looked at, so it cannot keep the worker from starting either.
+    return [usable(found) for key, found in survey(settings.models).items() if str(key) in place.versions]
+
+
+async def _loaded(
+    stack: AsyncExitStack,
+    settings: Settings,
+    redis_url: str,
+    device: Device | None,
+    folders: Sequence[VersionFolder],
+    place: Place | None = None,
+) -> Gateway:
+    """A gateway with its models and the rules about them, not reachable yet. Without a device the engine runs them."""
+    prepare_to_serve()
+    store = connect(redis_url)
+    stack.push_async_callback(store.aclose)
+    executor = stack.enter_context(ThreadPoolExecutor(thread_budget(settings), "onnx"))
+    engine = None
+    if device is None:
+        engine = await stack.enter_async_context(_connected(settings))
+        device = engine.device
+    gateway = Gateway(settings, store, await id_key(settings, store), device, executor, place, engine)
+    if place is None or place.versions is None:
+        named = await gateway.routes.named_versions({folder.key.name for folder in folders})
+        folders = selected(list(folders), named)
+    if folders and engine is None:
+        gateway.loader.load_all(list(folders), gateway.registry)
+    elif folders:
+        # The connection to the engine is looked after meanwhile.
+        await asyncio.to_thread(gateway.loader.load_all, list(folders), gateway.registry)
+    gateway.routes.begin()
+    await _first_rules(gateway)
+    return gateway
 
 
 @asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[EngineClient]:
-    """The engine process and the connection to it, both kept up to the end.
+async def _connected(settings: Settings) -> AsyncIterator[EngineClient]:
+    """The connection to the engine process, kept up to the end. Raises `StartupError` if there is no engine."""
+    client = EngineClient(engine_socket(settings.data_dir), settings.engine_arena_bytes)
+    await client.connect()
+    with closing(client):
+        async with background(client.keep_connected()):
+            yield client
 
-    Raises `StartupError` if it does not start.
-    """
-    options = {name: str(getattr(settings, name)) for name in ENGINE_OPTIONS}
-    child = EngineProcess(settings.data_dir, _environment(options))
-    child.start()
+
+def _beside(gateway: Gateway, settings: Settings) -> Iterator[Coroutine[None, None, None]]:
+    yield gateway.routes.watch(settings.route_poll_seconds)
+    yield gateway.log.run()
+    if gateway.engine is None:
+        yield gateway.learning.run()
+        yield gateway.core_contests.run()
+    if settings.model_poll_seconds:
+        yield gateway.poll.run(settings.model_poll_seconds)
+
+
+async def _open_ops(
+    stack: AsyncExitStack, gateway: Gateway, app: ASGIApp, sockets: Sockets, settings: Settings
+) -> None:
+    """Open the ops port, which closes after the others, and have what was served written out after that."""
+    stack.push_async_callback(gateway.learning.write)
+    stack.push_async_callback(_flush, gateway)
+    if gateway.tracing is not None:
+        stack.push_async_callback(gateway.tracing.close)
+    await stack.enter_async_context(Listener(app, sockets.ops, settings.shutdown_timeout).running())
+    stack.push_async_callback(gateway.registry.close)
+
+
+async def _open_public(stack: AsyncExitStack, gateway: Gateway, sockets: Sockets, settings: Settings) -> None:
+    tls, patience = settings.tls, settings.shutdown_timeout
+    public = Listener(gateway.public_app(), sockets.public, patience, gateway.fast_protocol(), tls)
+    await stack.enter_async_context(public.running())
+    if sockets.grpc is not None:
+        rpc = gateway.grpc_listener(address(sockets.grpc), patience, tls)
+        await stack.enter_async_context(rpc.running())
+    # What is here now stays until the end: leave it out of every later look.
+    gc.collect()
+    gc.freeze()
+
+
+async def _comes_first(one: asyncio.Event, other: asyncio.Event) -> bool:
+    """Whether `one` is set before `other` is."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in (one, other)]
     try:
-        client = EngineClient(child.socket, settings.engine_arena_bytes)
-        await client.connect()
-        with closing(client):
-            async with _background(child.keep_running(), client.keep_connected()):
-                yield client
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        child.stop()
+        for task in waiting:
+            task.cancel()
+    return not other.is_set()
 
 
-def _environment(options: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with `options` as the only settings.
-
-    A command line, where everybody can read it, is no place for the store's password.
-    """
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(ENV_PREFIX)}
-    return environment | {ENV_PREFIX + name.upper(): value for name, value in options.items()}
+async def _drain(gateway: Gateway, settings: Settings) -> None:
+    logger.info("stopping")
+    gateway.plane.is_draining = True
+    await asyncio.sleep(settings.drain_seconds)
 
 
-async def _id_key(settings: Settings, store: Store) -> bytes:
+async def id_key(settings: Settings, store: Store) -> bytes:
+    """What signs prediction ids: as it is set, or shared through the store."""
     if settings.id_key is not None:
         return settings.id_key.get_secret_value().encode()
     return await shared_id_key(store, settings.data_dir / ID_KEY_FILE)
@@ -282,66 +244,8 @@ async def _flush(gateway: Gateway) -> None:
         logger.warning("%d request log entries were lost: the store does not answer", gateway.log.abandon())
 
 
-@asynccontextmanager
-async def _background(*coroutines: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run them until the end. One that fails is a bug: it is logged, and the process stops rather than limps on."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    for task in tasks:
-        task.add_done_callback(_stop_on_failure)
-    try:
-        yield
-    finally:
-        pending = set(tasks)
-        while pending:
-            # More than once: on Python 3.11 `asyncio.wait_for`, which redis-py waits with, loses a cancellation that
-            # comes together with the result (CPython issue 86296).
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_SECONDS)
-
-
-def _stop_on_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        logger.critical("a background task failed; stopping", exc_info=task.exception())
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 @contextmanager
-def _exclusive(data_dir: Path) -> Iterator[None]:
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        lock = (data_dir / LOCK_FILE).open("w")
-    except OSError as error:
-        raise StartupError(f"data_dir {data_dir}: {error.strerror}; name a writable folder with --data-dir") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StartupError(
-                f"data_dir {data_dir} is in use by another gateway; stop it, or name another with --data-dir"
-            ) from error
-        yield
-
-
-@contextmanager
-def _bind(name: str, host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise StartupError(f"{name} {host}:{port}: {error.strerror}") from error
-    with sock:
-        option = name.replace("_", "-")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(address)
-        except OSError as error:
-            raise StartupError(f"{name} {host}:{port}: {error.strerror}; choose another with --{option}") from error
-        yield sock
-
-
-@contextmanager
-def _bind_grpc(settings: Settings) -> Iterator[socket.socket | None]:
+def _bind_grpc(settings: Settings, *, shared: bool = False) -> Iterator[socket | None]:
     """The gRPC port, reserved for its server, which binds it once more by itself; None if it is off."""
     if settings.grpc_port is None:
         yield None
@@ -350,10 +254,5 @@ def _bind_grpc(settings: Settings) -> Iterator[socket.socket | None]:
         raise StartupError(
             "grpc_port is set and gRPC's libraries are missing: `pip install 'model-gateway[grpc]'`, or leave it unset"
         )
-    with _bind("grpc_port", settings.host, settings.grpc_port) as sock:
+    with bind("grpc_port", settings.host, settings.grpc_port, shared=shared) as sock:
         yield sock
-
-
-def _address(sock: socket.socket) -> str:
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

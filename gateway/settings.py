@@ -25,7 +25,12 @@ MINIMUM_SECRET_LENGTH = 16
 OPS_URL_VARIABLE = f"{ENV_PREFIX}OPS_URL"
 """Names the gateway to the commands that talk to one; no setting of a gateway itself."""
 
-ENGINE_OPTIONS = ("models", "data_dir", "device", "threads", "request_timeout", "log_level", "log_format")
+LOG_BUFFER_MINIMUM = 2**16
+
+ENGINE_OPTIONS = (
+    *("models", "model_keys", "model_memory_bytes", "data_dir", "device", "device_id", "device_memory_bytes"),
+    *("threads", "thread_budget", "request_timeout", "log_level", "log_format"),
+)
 """What the engine process is told."""
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
@@ -39,7 +44,18 @@ class Settings(BaseSettings):
     _config_file: ClassVar[Path | None] = None
 
     models: Path = Field(Path("models"), description="Model repository: <name>/<version>/model.onnx.")
-    data_dir: Path = Field(Path(".gateway"), description="Embedded store, last good rules, signing key.")
+    model_keys: Path | None = Field(
+        None, description="Ed25519 public keys (PEM); versions not signed by one of them are refused."
+    )
+    model_memory_bytes: int = Field(
+        0, ge=0, description="Memory of all loaded models; a load beyond it is refused. 0 is what the container has."
+    )
+    model_poll_seconds: float = Field(
+        0.0, ge=0, description="How often to look for new, changed and removed versions; 0 waits for load requests."
+    )
+    data_dir: Path = Field(
+        Path(".gateway"), description="Embedded store, last good rules, signing key, TensorRT engines."
+    )
     host: str = Field("127.0.0.1", description="Address of the public port: predictions, health, feedback.")
     port: Port = Field(8080, description="Public port; 0 takes a free one.")
     grpc_port: int | None = Field(
@@ -61,11 +77,24 @@ class Settings(BaseSettings):
     id_key: SecretStr | None = Field(
         None, description="Key that signs prediction ids; unset shares a random one through the store."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=128,
+        description="Processes that share port and grpc_port, each with all models; above 1 needs Linux.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto takes CUDA where ONNX Runtime offers it; cuda refuses to start without."
     )
+    device_id: int = Field(0, ge=0, description="Which CUDA device.")
+    device_memory_bytes: int | None = Field(
+        None, ge=2**20, description="Most CUDA memory for the arena of each loaded version; unset is all there is."
+    )
     threads: int = Field(
         0, ge=0, description="Threads of one ONNX Runtime call; 0 is one, or one per core for models that take long."
+    )
+    thread_budget: int = Field(
+        0, ge=0, description="Threads that all ONNX Runtime calls together may use; 0 is the cores of this process."
     )
     engine: Literal["inline", "process"] = Field(
         "inline", description="Where models run: in the gateway, or in one engine process (Linux only)."
@@ -76,6 +105,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
+    server_timing: bool = Field(True, description="Tell clients where the time of each prediction went.")
     otlp_endpoint: str | None = Field(
         None, description="Base URL of an OTLP/HTTP collector that takes traces; unset traces nothing."
     )
@@ -83,7 +113,9 @@ class Settings(BaseSettings):
         0.01, ge=0, le=1, description="Share of the requests traced of those whose caller leaves it open."
     )
     log_buffer_bytes: int = Field(
-        16 * 2**20, ge=2**16, description="Log entries waiting for the store; past it they are dropped and counted."
+        16 * 2**20,
+        ge=LOG_BUFFER_MINIMUM,
+        description="Log entries waiting for the store; past it they are dropped and counted.",
     )
     log_stream_bytes: int = Field(
         256 * 2**20, ge=2**20, description="About how much of the store each model's prediction stream may take."
@@ -116,22 +148,49 @@ class Settings(BaseSettings):
         for one, other in combinations(ports, 2):
             if ports[one] == ports[other] and ports[one][1] != 0:
                 raise ValueError(f"{one} and {other} are both {ports[one][1]}; they must differ")
+        if self.thread_budget and self.threads > self.thread_budget:
+            raise ValueError(f"threads {self.threads} is more than thread_budget {self.thread_budget} lets run")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key go together; give both or none")
+        if self.workers > 1:
+            self._can_be_shared_out()
         if self.otlp_endpoint is not None:
             _refuse_unusable_endpoint(self.otlp_endpoint)
         elif "trace_rate" in self.model_fields_set:
             raise ValueError("trace_rate has no effect without otlp_endpoint; give both or leave it out")
-        if self.engine == "process" and sys.platform != "linux":
-            raise ValueError("engine process needs Linux, for memory without a name; use inline")
-        if self.engine == "inline" and "engine_arena_bytes" in self.model_fields_set:
-            raise ValueError("engine_arena_bytes has no effect without engine process; give both or leave it out")
+        self._can_have_engine()
         if self.ops_token is None and not is_loopback(self.ops_host):
             raise ValueError(
                 f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "
                 f"set {ENV_PREFIX}OPS_TOKEN, or keep ops_host on 127.0.0.1"
             )
         return self
+
+    def _can_have_engine(self) -> None:
+        if self.engine == "process" and sys.platform != "linux":
+            raise ValueError("engine process needs Linux, for memory without a name; use inline")
+        if self.engine == "inline" and "engine_arena_bytes" in self.model_fields_set:
+            raise ValueError("engine_arena_bytes has no effect without engine process; give both or leave it out")
+
+    def _can_be_shared_out(self) -> None:
+        if sys.platform != "linux":
+            raise ValueError(f"workers {self.workers}: only Linux spreads the connections of a port over processes")
+        if self.log_buffer_bytes // self.workers < LOG_BUFFER_MINIMUM:
+            raise ValueError(f"log_buffer_bytes needs at least {LOG_BUFFER_MINIMUM} for each of {self.workers} workers")
+
+    @property
+    def tls(self) -> tuple[Path, Path] | None:
+        """The certificate chain and its key."""
+        return (self.tls_cert, self.tls_key) if self.tls_cert and self.tls_key else None
+
+    def as_options(self) -> dict[str, str]:
+        """What is set, as text: for the environment of another process."""
+        values = {name: getattr(self, name) for name in self.model_fields_set}
+        return {
+            name: value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
 
     @classmethod
     def settings_customise_sources(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -31,6 +31,13 @@ class TensorSpec(NamedTuple):
     name: str
     datatype: str
     shape: tuple[int, ...]
+    axis: int | None = 0
+    """On which its rows lie, if it is variable; None for a tensor without rows."""
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it has as many rows as the run."""
+        return self.axis is not None and self.shape[self.axis : self.axis + 1] == (-1,)
 
 
 class Signature(NamedTuple):
@@ -41,9 +48,17 @@ class Signature(NamedTuple):
 
     @property
     def is_batchable(self) -> bool:
-        """Rows of several callers may share a run when axis 0 of every tensor is variable."""
-        tensors = self.inputs + self.outputs
-        return bool(self.inputs) and all(spec.shape and spec.shape[0] == -1 for spec in tensors)
+        """Rows of several callers may share a run when every output has them, and some input.
+
+        An input without an axis of rows holds for all of them, so that those who share a run must send the same.
+        """
+        rows = [spec for spec in self.inputs if spec.axis is not None]
+        return bool(rows) and all(spec.has_rows for spec in (*rows, *self.outputs))
+
+    @property
+    def has_rows_first(self) -> bool:
+        """Whether the rows of every tensor lie on axis 0, as those of nearly all models do."""
+        return self.is_batchable and all(spec.axis == 0 for spec in self.inputs + self.outputs)
 
 
 class NumberTemplate(Protocol):
@@ -84,7 +99,7 @@ class InferenceRequest:
     fits: Signature | None = None
     """A signature that the decoder found the inputs and outputs to fit."""
     rows: int = 0
-    """Length of axis 0 of all inputs, where `fits` has a row axis."""
+    """Length of axis 0 of all inputs, where `fits` has its rows there."""
     forms: tuple[OutputForm, ...] | None = None
     """Of the requested outputs, in their order; one for all where none is named. None is JSON throughout."""
 
@@ -92,11 +107,13 @@ class InferenceRequest:
 class BatchOutputs:
     """The outputs of one run, for all the requests that shared it."""
 
-    __slots__ = ("arrays", "bodies", "specs", "texts")
+    __slots__ = ("arrays", "bodies", "on_encoded", "specs", "texts")
 
     def __init__(self, specs: tuple[TensorSpec, ...], arrays: list[Array]) -> None:
         self.specs = specs
         self.arrays = arrays
+        self.on_encoded: Callable[[], None] | None = None
+        """To be called when the first answer is written and before it is sent, if somebody wants to know."""
         self.texts: Any = None
         self.bodies: Any = None
         """Both are what an encoder prepared for the first of the requests and can use for the others."""
@@ -144,6 +161,16 @@ class InferenceResponse:
             stop = self.start + self.rows
             self._tensors = [(self.run.specs[i], self.run.arrays[i][self.start : stop]) for i in indices]
         return self._tensors
+
+    def note_encoded(self) -> None:
+        """The answer is written: whoever wants to know when the first of the run's was learns it."""
+        if self.run is not None and self.run.on_encoded is not None:
+            self.run.on_encoded()
+
+
+def cut(array: Array, axis: int, start: int, stop: int) -> Array:
+    """A view of what lies from `start` to `stop` on an axis."""
+    return array[(slice(None),) * axis + (slice(start, stop),)]
 
 
 def string_array(values: list[str], shape: tuple[int, ...]) -> Array:

@@ -14,24 +14,22 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from gateway.lifecycle import Started
 from gateway.opsclient import DEFAULT_URL
-from gateway.runtime.examples import example_row
-from gateway.runtime.registry import ModelVersion, Registry
-from gateway.server import Started
 from gateway.tables import stdout_console
-from gateway.types import JsonObject, TensorSpec
+from gateway.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
 
 def announce(started: Started) -> None:
     """Print it to standard output; where logs are JSON, for a machine, log one line instead."""
-    registry = started.gateway.registry
+    summary = started.summary
     if started.settings.log_format == "json":
-        models = ", ".join(str(version.key) for version in registry)
+        models = ", ".join(f"{name}/{version}" for name, versions in summary.models.items() for version in versions)
         grpc = f", grpc on {started.grpc_address}" if started.grpc_address is not None else ""
         urls = f"{started.public_url}{grpc}, ops on {started.ops_url}"
-        logger.info("serving %s on %s, device %s", models, urls, started.device)
+        logger.info("serving %s on %s, device %s", models, urls, summary.device)
         return
     facts = Table.grid(padding=(0, 2))
     facts.add_row("predictions", started.public_url)
@@ -41,23 +39,24 @@ def announce(started: Started) -> None:
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
     facts.add_row("store", started.store)
     where = " (engine process)" if started.settings.engine == "process" else ""
-    facts.add_row("device", f"{started.device}{where}")
-    for index, name in enumerate(registry.names):
-        facts.add_row("models" if index == 0 else "", f"{name}  (versions {', '.join(registry.versions(name))})")
-    for key, reason in registry.refused.items():
+    facts.add_row("device", f"{summary.device}{where}")
+    if started.settings.workers > 1:
+        facts.add_row("workers", str(started.settings.workers))
+    for index, (name, versions) in enumerate(summary.models.items()):
+        facts.add_row("models" if index == 0 else "", f"{name}  (versions {', '.join(versions)})")
+    for key, reason in summary.refused.items():
         facts.add_row(Text("refused", "red"), f"{key}: {reason}")
     console = stdout_console()
     console.print(Panel(facts, title="gateway", title_align="left", box=box.ROUNDED, expand=False))
-    console.print("Ask for a prediction:\n")
-    console.print(example(started.public_url, registry), soft_wrap=True)
+    if summary.example is not None:
+        console.print("Ask for a prediction:\n")
+        console.print(_curl(started.public_url, *summary.example), soft_wrap=True)
     console.print(f"\nThen:\n\n{_next_steps(started)}\n\nCtrl-C stops everything.", soft_wrap=True)
 
 
-def example(public_url: str, registry: Registry) -> str:
-    """A curl line that works when pasted."""
-    version = registry.latest(registry.names[0])
-    body = orjson.dumps({"inputs": [_tensor(version, spec) for spec in version.signature.inputs]}).decode()
-    return f"curl -s -i {public_url}/v2/models/{version.key.name}/infer -d {shlex.quote(body)}"
+def _curl(public_url: str, model: str, body: JsonObject) -> str:
+    """A line that works when pasted."""
+    return f"curl -s -i {public_url}/v2/models/{model}/infer -d {shlex.quote(orjson.dumps(body).decode())}"
 
 
 def _next_steps(started: Started) -> str:
@@ -66,8 +65,3 @@ def _next_steps(started: Started) -> str:
     command = "gateway" if shutil.which("gateway") else "python -m gateway" if is_module else sys.argv[0]
     url = "" if started.ops_url == DEFAULT_URL else f" --ops-url {started.ops_url}"
     return f"{command} routes list{url}\n{command} drift{url}"
-
-
-def _tensor(version: ModelVersion, spec: TensorSpec) -> JsonObject:
-    shape, data = example_row(version, spec)
-    return {"name": spec.name, "shape": shape, "datatype": spec.datatype, "data": data}

@@ -7,6 +7,7 @@ import random
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp
 
 from gateway.api.admin import AdminApi
-from gateway.api.app import ops_app, public_app
+from gateway.api.app import ops_app, public_app, worker_app
 from gateway.api.control import ControlApi
 from gateway.api.documentation import DocumentationApi
 from gateway.api.extensions import ExtensionsApi
@@ -22,22 +23,34 @@ from gateway.api.fastpath import FastProtocol
 from gateway.api.inference import InferenceApi
 from gateway.api.recognition import ServerShare
 from gateway.api.v1 import V1Api
+from gateway.api.workers import Opening, UpwardApi, WorkerApi
 from gateway.prediction_id import IdSigner
+from gateway.runtime.cores import usable_cores
+from gateway.runtime.cuda import cuda_options
 from gateway.runtime.engine.client import EngineClient
 from gateway.runtime.engine.remote import EngineLoader
-from gateway.runtime.registry import Loader, Registry
+from gateway.runtime.memory import ModelMemory
+from gateway.runtime.registry import Loader, ModelVersion, Registry
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
+from gateway.runtime.warming import LEARNED_FOLDER
+from gateway.runtime.work import Batch
+from gateway.serving.core_contest import CoreContests
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
 from gateway.serving.gauges import serving_gauges
 from gateway.serving.inventory import Inventory
+from gateway.serving.learning import Learning
 from gateway.serving.model_control import ModelControl
+from gateway.serving.model_poll import ModelPoll
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
 from gateway.serving.route_table import RouteTable
 from gateway.serving.trace_settings import TraceSettings
+from gateway.serving.upward import Upward
 from gateway.serving.watching import Watching
+from gateway.serving.worker_state import WorkerState
 from gateway.settings import Settings
 from gateway.state.client import Store
 from gateway.state.log_writer import LogWriter
@@ -51,7 +64,20 @@ if TYPE_CHECKING:
     from gateway.telemetry.tracing import Tracing
 
 SNAPSHOT_FILE = "routes.json"
+ENGINE_FOLDER = "tensorrt"
 NONCE_BYTES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One worker's among the workers of a gateway."""
+
+    socket: Path
+    """Where the supervisor talks to it."""
+    supervisor: Path
+    """Where it talks to the supervisor."""
+    versions: frozenset[str] | None
+    """`model/version` of what it takes up; None for all that the repository holds."""
 
 
 class Gateway:
@@ -64,9 +90,15 @@ class Gateway:
         id_key: bytes,
         device: Device,
         executor: Executor,
+        place: Place | None = None,
         engine: EngineClient | None = None,
     ) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast, or all in the `engine`."""
+        """Models are to run on `device`, in threads of `executor` unless they are fast, or all in the `engine`.
+
+        `place` is a worker's.
+
+        Raises `StartupError` if a setting has no effect there.
+        """
         self.metrics = GatewayMetrics()
         self.registry = Registry()
         route_store = RouteStore(store)
@@ -84,15 +116,29 @@ class Gateway:
             scheme = "http" if settings.tls_cert is None else "https"
             traces = RequestTraces(self.tracing, rate=settings.trace_rate, scheme=scheme, random=random.random)
         self.plane = DataPlane(
-            self.registry, self.routes, signer, self.metrics, self.log, random=random.random, traces=traces
+            *(self.registry, self.routes, signer, self.metrics, self.log),
+            random=random.random,
+            traces=traces,
+            tells_timing=settings.server_timing,
         )
-        how = (device, settings.threads, executor, settings.request_timeout, self.plane.finish)
-        self.loader = Loader(*how) if engine is None else EngineLoader(*how, client=engine, metrics=self.metrics)
-        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes)
+        self.scheduler = Scheduler(thread_budget(settings))
+        self.loader = make_loader(settings, device, executor, self.scheduler, self.plane.finish)
+        self.engine = engine
+        if engine is not None:
+            self.loader = EngineLoader(
+                *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
+                cuda=self.loader.cuda,
+                client=engine,
+                metrics=self.metrics,
+            )
+        self.learning = Learning(self.registry, settings.data_dir / LEARNED_FOLDER)
+        self.core_contests = CoreContests(self.registry)
+        self.control = ModelControl(settings.models, self.loader, self.plane, self.routes, self.metrics)
+        self.poll = ModelPoll(settings.models, self.registry, self.control)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
-        self.metrics.add_gauges(serving_gauges(self.registry, self.routes))
+        self.metrics.add_gauges(serving_gauges(self.registry, self.routes, self.scheduler, runs_models=engine is None))
         self._inventory = Inventory(self.plane, self.routes, self.loader)
         self._inference = InferenceApi(
             self.plane,
@@ -103,13 +149,9 @@ class Gateway:
             control_public=settings.control_public,
         )
         self._extensions = ExtensionsApi(self._inventory)
-        control_api = partial(
-            ControlApi,
-            self.control,
-            LogSettings(settings.log_format),
-            TraceSettings(traces, self.registry),
-            settings.max_body_bytes,
-        )
+        log_settings, trace_settings = LogSettings(settings.log_format), TraceSettings(traces, self.registry)
+        control_api = partial(ControlApi, self.control, log_settings, trace_settings, settings.max_body_bytes)
+        self._state = WorkerState(self.registry, self.control, log_settings, trace_settings)
         self._public_control = control_api(is_open=settings.control_public)
         self._ops_control = control_api(is_open=True)
         self._v1 = V1Api(self.plane, self._inventory, self._inference.door, settings.max_body_bytes)
@@ -119,6 +161,7 @@ class Gateway:
         self._metrics_public = settings.metrics_public
         self._max_body_bytes = settings.max_body_bytes
         self._control_public = settings.control_public
+        self.upward = None if place is None else Upward(place.supervisor)
 
     def fast_protocol(self) -> Callable[..., asyncio.Protocol]:
         """The public port's HTTP protocol, for uvicorn."""
@@ -127,7 +170,12 @@ class Gateway:
 
     def public_app(self) -> ASGIApp:
         """For the public port."""
-        return public_app(self._inference, self._extensions, self._public_control, self._v1, self._documentation)
+        upward = None
+        if self.upward is not None:
+            upward = UpwardApi(self.upward, self._max_body_bytes, control_public=self._control_public)
+        return public_app(
+            self._inference, self._extensions, self._public_control, self._v1, self._documentation, upward
+        )
 
     def grpc_listener(
         self, address: str, shutdown_timeout: float, tls: tuple[Path, Path] | None = None
@@ -138,15 +186,52 @@ class Gateway:
         from gateway.api.grpc.service import InferenceService  # noqa: PLC0415
 
         service = InferenceService(
-            self.plane, self._inventory, self.control, self.metrics, control_public=self._control_public
+            self.plane,
+            self._inventory,
+            self.control,
+            self.metrics,
+            control_public=self._control_public,
+            upward=self.upward,
         )
         return GrpcListener(
-            service, address, max_message_bytes=self._max_body_bytes, shutdown_timeout=shutdown_timeout, tls=tls
+            service,
+            address,
+            max_message_bytes=self._max_body_bytes,
+            shutdown_timeout=shutdown_timeout,
+            tls=tls,
+            is_shared=self.upward is not None,
         )
 
     def ops_app(self) -> ASGIApp:
         """For the ops port."""
         return ops_app(self._admin, self._ops_control, self._token, metrics_public=self._metrics_public)
+
+    def worker_app(self, opening: Opening) -> ASGIApp:
+        """For a worker's supervisor, in place of the ops port."""
+        worker = WorkerApi(self._state, opening, self.registry, self.loader.device)
+        return worker_app(self._admin, self._ops_control, self._extensions, worker)
+
+
+def thread_budget(settings: Settings) -> int:
+    """Threads that all runs off the event loop may use together."""
+    return settings.thread_budget or usable_cores()
+
+
+def make_loader(
+    settings: Settings,
+    device: Device,
+    executor: Executor,
+    scheduler: Scheduler,
+    on_batch: Callable[[ModelVersion, Batch], None],
+) -> Loader:
+    """What loads models into this process. Raises `StartupError` if a setting has no effect on the device."""
+    return Loader(
+        *(device, settings.threads, executor, scheduler, settings.request_timeout, on_batch),
+        cuda=cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER),
+        learned=settings.data_dir / LEARNED_FOLDER,
+        model_keys=settings.model_keys,
+        memory=ModelMemory(settings.model_memory_bytes),
+    )
 
 
 def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:

@@ -11,6 +11,7 @@ import pytest
 
 from gateway import __version__
 from gateway.runtime.repository import scan
+from gateway.runtime.trust import verify
 from gateway.settings import ENV_PREFIX, Settings, load_settings
 from tests.support.dockerfile import ROOT, Copy, Dockerfile, DockerIgnore, exec_form, read_dockerfile, read_dockerignore
 
@@ -171,7 +172,7 @@ def test_the_models_that_are_sent_are_complete_and_nothing_else(ignored: DockerI
             shutil.copy(ROOT / file, tmp_path / file)
     sent = scan(tmp_path / "models")
     assert [version.key for version in sent] == [version.key for version in scan(ROOT / "models")]
-    assert all(version.verify() for version in sent)
+    assert all(verify(version.folder).manifest for version in sent)
     assert not list(tmp_path.rglob("*.py"))
     assert not list(tmp_path.glob("models/*/data"))
 

@@ -24,6 +24,8 @@ STATUS_TABLE = {
     "unavailable": 503,
     "store_unavailable": 503,
     "deadline_exceeded": 503,
+    "deadline_unreachable": 503,
+    "insufficient_memory": 507,
 }
 
 

@@ -21,6 +21,11 @@ from tests.support.running import clean_environment
             ["serve", "--no-collector", "--port", "0", "--ops-port", "0", "--grpc-port", "0"],
             "model-gateway[grpc]",
         ),
+        (
+            "cryptography",
+            ["serve", "--no-collector", "--port", "0", "--ops-port", "0", "--model-keys", "pyproject.toml"],
+            "model-gateway[signing]",
+        ),
         ("datasketches", ["collect", "--redis-url", "redis://127.0.0.1:1"], "model-gateway[collector]"),
     ],
 )

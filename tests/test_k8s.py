@@ -140,7 +140,7 @@ def test_the_gateway_loads_its_settings(
     assert settings.id_key is not None
     assert settings.drain_seconds > 0
     assert settings.device == ("cuda" if rendered.container("gateway")["image"].endswith("-gpu") else "auto")
-    assert str(settings.threads) == environment["GATEWAY_THREADS"]
+    assert str(settings.thread_budget) == environment["GATEWAY_THREAD_BUDGET"]
 
 
 def test_the_collector_gets_what_it_needs_and_no_secret(

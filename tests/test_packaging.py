@@ -22,6 +22,7 @@ from gateway.packaging import (
     write_columns,
 )
 from gateway.runtime.manifest import DataRecord, Feature, Manifest, Prediction, read_manifest, sha256_of
+from gateway.runtime.trust import verify
 from gateway.types import Array
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,6 +64,20 @@ def test_a_version_folder_holds_model_reference_and_manifest(tmp_path: Path) -> 
     assert manifest.reference.sha256 == sha256_of(folder / "reference.parquet")
     assert manifest.code.sha256 == sha256_of(Path(__file__))
     assert manifest.code.libraries == {"numpy": np.__version__}
+
+
+def test_external_data_is_published_with_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "survey" / "1"
+    manifest = publish(folder, external={"b.bin": b"b", "a.bin": b"a"})
+    assert manifest.external is not None
+    assert [record.file for record in manifest.external] == ["a.bin", "b.bin"]
+    external = verify(folder).content.external
+    assert external is not None
+    assert {name: file.path.read_bytes() for name, file in external.items()} == {"a.bin": b"a", "b.bin": b"b"}
+    assert publish(folder, external={"a.bin": b"a", "b.bin": b"b"}) == manifest
+    (folder / "b.bin").write_bytes(b"changed by hand")
+    with pytest.raises(FileExistsError):
+        publish(folder, external={"a.bin": b"a", "b.bin": b"b"})
 
 
 def test_only_the_finished_folder_is_left_behind(tmp_path: Path) -> None:

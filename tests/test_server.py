@@ -19,7 +19,8 @@ import pytest
 from redis import Redis
 
 from gateway.errors import StartupError
-from gateway.server import _background, serve
+from gateway.lifecycle import background
+from gateway.server import serve
 from gateway.settings import Settings
 from gateway.state import keys
 from gateway.state.embedded import EmbeddedStore
@@ -168,7 +169,7 @@ class TestStopping:
                         raise
 
         async def scenario() -> None:
-            async with asyncio.timeout(10), _background(stubborn()):
+            async with asyncio.timeout(10), background(stubborn()):
                 await asyncio.sleep(0)
 
         asyncio.run(scenario())

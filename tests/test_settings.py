@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,9 @@ def test_a_file_for_one_start_does_not_leak_into_the_next(tmp_path: Path) -> Non
 def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     values: dict[str, tuple[str, Any]] = {
         "models": ("/srv/models", Path("/srv/models")),
+        "model_keys": ("/etc/keys.pem", Path("/etc/keys.pem")),
+        "model_memory_bytes": ("1000000", 1_000_000),
+        "model_poll_seconds": ("5", 5.0),
         "data_dir": ("/srv/data", Path("/srv/data")),
         "host": ("0.0.0.0", "0.0.0.0"),  # noqa: S104 -- a value, nothing listens
         "port": ("9090", 9090),
@@ -77,11 +81,16 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "redis_url": ("redis://h:1", "redis://h:1"),
         "tls_cert": ("/etc/cert.pem", Path("/etc/cert.pem")),
         "tls_key": ("/etc/key.pem", Path("/etc/key.pem")),
-        "device": ("cpu", "cpu"),
+        "workers": ("1", 1),
+        "device": ("cuda", "cuda"),
+        "device_id": ("1", 1),
+        "device_memory_bytes": ("2000000000", 2_000_000_000),
         "threads": ("3", 3),
+        "thread_budget": ("8", 8),
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
+        "server_timing": ("false", False),
         "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
         "trace_rate": ("0.5", 0.5),
         "collector": ("false", False),
@@ -104,6 +113,23 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
     for name, (_, expected) in values.items():
         value = getattr(settings, name)
         assert (value.get_secret_value() if name in {"ops_token", "id_key"} else value) == expected
+
+
+def test_another_process_gets_the_same_settings_through_its_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"port": 9090, "workers": 2, "collector": False, "id_key": TOKEN, "drain_seconds": 0.1, "grpc_port": None}
+    settings = load_settings(given)
+    options = settings.as_options()
+    assert options["id_key"] == TOKEN
+    assert options.keys() == given.keys() - {"grpc_port"}
+    for name, text in options.items():
+        monkeypatch.setenv(ENV_PREFIX + name.upper(), text)
+    assert load_settings({}).model_dump() == settings.model_dump()
+
+
+def test_only_linux_has_several_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert load_settings({"workers": 1}).workers == 1
+    assert "workers 2: only Linux spreads the connections of a port over processes" in refusal({"workers": 2})
 
 
 def test_every_setting_says_what_it_does() -> None:
@@ -146,7 +172,12 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"port": 70_000}, "port:"),
         ({"port": -1}, "port:"),
         ({"grpc_port": 70_000}, "grpc_port:"),
+        ({"workers": 0}, "workers:"),
+        ({"workers": 129}, "workers:"),
         ({"threads": -1}, "threads:"),
+        ({"thread_budget": -1}, "thread_budget:"),
+        ({"model_memory_bytes": -1}, "model_memory_bytes:"),
+        ({"model_poll_seconds": -1}, "model_poll_seconds:"),
         ({"max_body_bytes": 10}, "max_body_bytes:"),
         ({"request_timeout": 0}, "request_timeout:"),
         ({"sample_rate": 1.5}, "sample_rate:"),
@@ -156,6 +187,8 @@ def test_variables_of_other_programs_are_none_of_our_business(monkeypatch: pytes
         ({"drain_seconds": -1}, "drain_seconds:"),
         ({"shutdown_timeout": 0}, "shutdown_timeout:"),
         ({"device": "tpu"}, "device:"),
+        ({"device_id": -1}, "device_id:"),
+        ({"device_memory_bytes": 1000}, "device_memory_bytes:"),
         ({"log_level": "loud"}, "log_level:"),
         ({"log_format": "xml"}, "log_format:"),
     ],
@@ -164,6 +197,11 @@ def test_an_impossible_value_is_refused_naming_option_and_value(options: dict[st
     message = refusal(options)
     assert message.startswith(named)
     assert f"(got {next(iter(options.values()))!r})" in message
+
+
+def test_a_call_with_more_threads_than_may_run_is_refused() -> None:
+    assert refusal({"threads": 3, "thread_budget": 2}) == "threads 3 is more than thread_budget 2 lets run"
+    assert load_settings({"threads": 2, "thread_budget": 2}).threads == 2
 
 
 def test_what_stands_under_an_unknown_name_is_not_shown_for_it_may_be_a_mistyped_secret() -> None:
@@ -192,6 +230,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         ({"ops_host": "10.0.0.1"}, "set GATEWAY_OPS_TOKEN"),
         ({"ops_host": "::"}, "set GATEWAY_OPS_TOKEN"),
         ({"ops_host": "gateway.example"}, "set GATEWAY_OPS_TOKEN"),
+        ({"workers": 4, "log_buffer_bytes": 200_000}, "log_buffer_bytes needs at least 65536 for each of 4 workers"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], expected: str) -> None:

@@ -6,7 +6,7 @@ import zlib
 from functools import lru_cache
 
 from gateway.api.body import too_large
-from gateway.errors import InvalidRequest, UnsupportedEncoding, shown
+from gateway.errors import InvalidRequest, PayloadTooLarge, UnsupportedEncoding, shown
 
 MIN_COMPRESSED_BYTES = 1024
 """A shorter answer is sent as it is: the network would gain less than the processor loses."""
@@ -15,6 +15,11 @@ LEVEL = 1
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 """What zlib calls the formats; in the order of preference among equals."""
 ALIASES = {"x-gzip": "gzip"}
+MAX_EXPANSION = 200
+"""A body may unpack to so many times its size. Tensors stay far below, unless they are nearly constant; a bomb is near
+1,030, the most that DEFLATE can do."""
+STEP_BYTES = 2**20
+"""How much is unpacked before the expansion is looked at (again)."""
 
 
 def content_encoding(value: str | None) -> str | None:
@@ -31,19 +36,34 @@ def content_encoding(value: str | None) -> str | None:
 
 
 def decompress(body: bytes, coding: str, limit: int) -> bytes:
-    """The whole body. Raises `PayloadTooLarge` above `limit` bytes, having made no more of it; `InvalidRequest`."""
+    """The whole body.
+
+    Raises `PayloadTooLarge` above `limit` bytes, or as soon as `STEP_BYTES` or more have come from less than a
+    `MAX_EXPANSION`th of them, having made no more of it; `InvalidRequest`.
+    """
     inflater = zlib.decompressobj(WINDOW_BITS[coding])
-    try:
-        content = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise InvalidRequest(f"body: not {coding}, as Content-Encoding says it is: {error}") from error
-    if len(content) > limit:
+    parts: list[bytes] = []
+    size = 0
+    rest = body
+    while size <= limit and not inflater.eof:
+        try:
+            part = inflater.decompress(rest, min(STEP_BYTES, limit + 1 - size))
+        except zlib.error as error:
+            raise InvalidRequest(f"body: not {coding}, as Content-Encoding says it is: {error}") from error
+        rest = inflater.unconsumed_tail
+        parts.append(part)
+        size += len(part)
+        if not part and not inflater.eof:
+            raise InvalidRequest(f"body: the {coding} data are not complete")
+        if size >= STEP_BYTES and size > MAX_EXPANSION * (len(body) - len(rest)):
+            raise PayloadTooLarge(
+                f"the body unpacks to over {MAX_EXPANSION} times its size; send it without Content-Encoding"
+            )
+    if size > limit:
         raise too_large(limit)
-    if not inflater.eof:
-        raise InvalidRequest(f"body: the {coding} data are not complete")
     if inflater.unused_data:
         raise InvalidRequest(f"body: {len(inflater.unused_data)} bytes too many after the {coding} data")
-    return content
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def compress(body: bytes, coding: str) -> bytes:

@@ -19,6 +19,11 @@ from gateway.serving.trace_settings import TraceSettings
 from gateway.telemetry.log_settings import LogSettings
 from gateway.types import JsonObject
 
+MODEL = "/v2/repository/models/{model}"
+LOGGING = "/v2/logging"
+CHANGES = (MODEL + "/load", MODEL + "/unload", LOGGING, "/v2/trace/setting", "/v2/models/{model}/trace/setting")
+"""Paths whose POST changes something."""
+
 
 class ControlApi:
     """The model repository, and the settings of the log and of traces."""
@@ -35,12 +40,11 @@ class ControlApi:
 
     def routes(self) -> list[Route]:
         """For a Starlette application."""
-        model = "/v2/repository/models/{model}"
         return [
             Route("/v2/repository/index", self.index, methods=["POST"]),
-            Route(model + "/load", self.load, methods=["POST"]),
-            Route(model + "/unload", self.unload, methods=["POST"]),
-            Route("/v2/logging", self.logging, methods=["GET", "POST"]),
+            Route(MODEL + "/load", self.load, methods=["POST"]),
+            Route(MODEL + "/unload", self.unload, methods=["POST"]),
+            Route(LOGGING, self.logging, methods=["GET", "POST"]),
             Route("/v2/trace/setting", self.trace_setting, methods=["GET", "POST"]),
             Route("/v2/models/{model}/trace/setting", self.trace_setting, methods=["GET", "POST"]),
         ]

@@ -33,8 +33,10 @@ class Answer(NamedTuple):
 
     status: int
     body: bytes
-    prediction_id: str = ""
+    prediction_id: bytes = b""
     """Empty for errors."""
+    timing: bytes = b""
+    """Where the time went; empty for errors, or if nobody is to know."""
     fields: Fields = ()
     """Further header fields, lower case; without a Content-Type among them the body is JSON."""
 
@@ -111,11 +113,12 @@ class InferenceDoor:
                 outcome = call.error = error
             else:
                 fields: Fields = () if length is None else (("content-type", BINARY_TYPE), (BINARY_HEADER, str(length)))
-                return Answer(200, body, outcome.prediction_id, fields)
+                outcome.note_encoded()
+                return Answer(200, body, call.prediction_id, call.timing, fields)
         elif self._plane.traces is not None:
             self._plane.traces.failed(call, model, outcome)
         self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)
-        return Answer(outcome.status, orjson.dumps({"error": outcome.message}), "", _error_fields(outcome))
+        return Answer(outcome.status, orjson.dumps({"error": outcome.message}), fields=_error_fields(outcome))
 
 
 def _error_fields(error: GatewayError) -> Fields:

@@ -21,6 +21,10 @@ SHARED_MEMORY_PATHS = (
     ("/region/{region}/unregister", "POST"),
 )
 
+MODEL = "/v2/models/{model}"
+VERSION = MODEL + "/versions/{version}"
+STATISTICS = ("/v2/models/stats", MODEL + "/stats", VERSION + "/stats")
+
 
 class ExtensionsApi:
     """Endpoints over what is loaded."""
@@ -30,18 +34,20 @@ class ExtensionsApi:
 
     def routes(self) -> list[Route]:
         """For a Starlette application; before the routes that take `stats` for the name of a model."""
-        model = "/v2/models/{model}"
-        version = model + "/versions/{version}"
         return [
-            Route("/v2/models/stats", self.all_statistics),
-            *(Route(path + "/stats", self.model_statistics) for path in (model, version)),
-            *(Route(path + "/config", self.config) for path in (model, version)),
+            *self.statistics_routes(),
+            *(Route(path + "/config", self.config) for path in (MODEL, VERSION)),
             *(
                 Route(f"/v2/{kind}{path}", self.shared_memory, methods=[method], include_in_schema=False)
                 for kind in SHARED_MEMORY_KINDS
                 for path, method in SHARED_MEMORY_PATHS
             ),
         ]
+
+    def statistics_routes(self) -> list[Route]:
+        """Those of `routes` that tell what one process did."""
+        everything, *of_a_model = STATISTICS
+        return [Route(everything, self.all_statistics), *(Route(path, self.model_statistics) for path in of_a_model)]
 
     async def all_statistics(self, _request: Request) -> Response:
         """`GET /v2/models/stats`."""

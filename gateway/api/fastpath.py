@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from time import monotonic
 from typing import Any
 
 from uvicorn.config import Config
@@ -25,7 +26,7 @@ from gateway.api.door import Answer, Body, InferenceDoor
 from gateway.api.large_body import LARGE_BODY_BYTES, LargeBody, hand_over, new_parser
 from gateway.api.recognition import NOTED_HEADERS, Head, HeadNotes, RequestHeaders, ServerShare, Target
 from gateway.api.slot import CompressingSlot, Slot
-from gateway.api.wire import OK_ANSWER, head_of, write_all
+from gateway.api.wire import head_of, ok_answer, write_all
 from gateway.errors import GatewayError
 
 logger = logging.getLogger(__name__)
@@ -244,12 +245,15 @@ class FastProtocol(HttpToolsProtocol):
 
     def _admit(self, head: Head, body: Body, *, is_last: bool) -> None:
         """Decode and admit a request, and go on reading."""
-        target, fields, _, announced, coding, traceparent = head
+        target, fields, _, announced, coding, traceparent, schedule = head
         model, version = target
         slots = self.slots
         slot = Slot(self, head, is_last) if coding is None else CompressingSlot(self, head, is_last)
+        slot.received = monotonic()
         if traceparent:
             slot.traceparent = traceparent
+        if schedule is not None:
+            slot.schedule = schedule
         slots.append(slot)
         headers = self._request_headers
         headers.fields = fields
@@ -333,14 +337,14 @@ class FastProtocol(HttpToolsProtocol):
         """Send a 200; of a client that does not pipeline, each is the only one that the connection waits for."""
         slots = self.slots
         if len(slots) > 1 or slot.is_last or self._is_stopping:
-            self.send(slot, Answer(OK, body, slot.prediction_id.decode()))
+            self.send(slot, Answer(OK, body, slot.prediction_id, slot.timing))
             return
         slots.clear()
         self.server_state.total_requests += 1
         if not self.transport.is_closing():
             share, fields = self._share, self.server_state.default_headers
             head = share.head if share.fields is fields else share.ok_head(fields)
-            self.transport.write(OK_ANSWER % (head, slot.prediction_id, len(body), body))
+            self.transport.write(ok_answer(head, slot.prediction_id, slot.timing, body))
             if self.flow.read_paused or self.pipeline or self._malformed is not None:
                 self._go_on()
 
@@ -361,7 +365,7 @@ class FastProtocol(HttpToolsProtocol):
             is_last = slot.is_last or (self._is_stopping and self._is_done())
             if answer.is_common and not is_last:
                 head = self._share.ok_head(self.server_state.default_headers)
-                parts.append(OK_ANSWER % (head, answer.prediction_id.encode(), len(answer.body), answer.body))
+                parts.append(ok_answer(head, answer.prediction_id, answer.timing, answer.body))
             else:
                 parts += (head_of(answer, self.server_state.default_headers, is_last=is_last), answer.body)
             self.server_state.total_requests += 1

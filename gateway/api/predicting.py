@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -15,10 +16,12 @@ from gateway.api.compression import accepted_encoding, content_encoding, decompr
 from gateway.api.door import Answer, Encode, InferenceDoor, Outcome, compressed, is_worth_compressing
 from gateway.errors import GatewayError
 from gateway.protocol.binary_codec import encode_response
+from gateway.protocol.parameters import TIMEOUT_HEADER, schedule_of_header
 from gateway.serving.call import Call, Endpoint
 from gateway.telemetry.trace_context import TRACEPARENT
 
 PREDICTION_ID = "Prediction-Id"
+SERVER_TIMING = "Server-Timing"
 CLIENT_LEFT = 499
 """nginx's status for it; nobody reads it."""
 
@@ -58,8 +61,12 @@ async def predict(request: Request, door: InferenceDoor, max_body_bytes: int, su
     """The answer to a prediction request of the model that the path names."""
     call = AwaitedCall(door, request)
     try:
+        if TIMEOUT_HEADER in request.headers:
+            call.schedule = schedule_of_header(request.headers[TIMEOUT_HEADER])
         # No call is answered in the turn of the loop in which it is admitted.
-        call.encode = submit(await _content(request, max_body_bytes), call)
+        body = await _content(request, max_body_bytes)
+        call.received = time.monotonic()
+        call.encode = submit(body, call)
     except GatewayError as error:
         call.answer(error)
     if not await _is_answered(call, request, door):
@@ -95,5 +102,7 @@ async def _is_answered(call: AwaitedCall, request: Request, door: InferenceDoor)
 def _response(answer: Answer) -> Response:
     headers = {"content-type": JSON_TYPE, **dict(answer.fields)}
     if answer.prediction_id:
-        headers[PREDICTION_ID] = answer.prediction_id
+        headers[PREDICTION_ID] = answer.prediction_id.decode()
+    if answer.timing:
+        headers[SERVER_TIMING] = answer.timing.decode()
     return Response(answer.body, answer.status, headers)

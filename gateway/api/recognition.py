@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from gateway.api.compression import accepted_encoding
+from gateway.errors import InvalidRequest
 from gateway.protocol.binary_codec import BINARY_HEADER
+from gateway.protocol.parameters import TIMEOUT_HEADER, Schedule, schedule_of_header
 from gateway.serving.call import Endpoint
 from gateway.telemetry.trace_context import TRACEPARENT
 
@@ -19,9 +21,13 @@ MAX_TARGETS = 4096
 
 BINARY_FIELD = BINARY_HEADER.encode()
 TRACE_FIELD = TRACEPARENT.encode()
+TIMEOUT_FIELD = TIMEOUT_HEADER.encode()
 UNUSUAL_HEADERS = frozenset((b"content-encoding", b"upgrade"))
 """Whoever sends one of these asks for more than the fast path does."""
-NOTED_HEADERS = UNUSUAL_HEADERS | {b"accept-encoding", b"content-length", b"expect", BINARY_FIELD, TRACE_FIELD}
+NOTED_HEADERS = UNUSUAL_HEADERS | {
+    *(b"accept-encoding", b"content-length", b"expect"),
+    *(BINARY_FIELD, TRACE_FIELD, TIMEOUT_FIELD),
+}
 
 MAX_HEADS = 2048
 """Request heads remembered: a client sends few, but one that stamps each request anew sends no two alike."""
@@ -69,7 +75,7 @@ class RequestHeaders(Mapping[str, str]):
 class HeadNotes:
     """What the header fields of the request that is being read say, as far as the fast path cares."""
 
-    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes", "traceparent")
+    __slots__ = ("announced", "coding", "expects", "is_unusual", "length", "max_body_bytes", "schedule", "traceparent")
 
     def __init__(self, max_body_bytes: int) -> None:
         self.max_body_bytes = max_body_bytes
@@ -82,6 +88,7 @@ class HeadNotes:
         self.announced: str | None = None
         self.coding: str | None = None
         self.traceparent = ""
+        self.schedule: Schedule | None = None
         """All as `Head` has them."""
         self.expects = False
         """The client waits for `100 Continue`."""
@@ -103,12 +110,22 @@ class HeadNotes:
             self.announced = self.announced if self.announced is not None else value.decode("latin-1")
         elif name == TRACE_FIELD:
             self.traceparent = self.traceparent or value.decode("latin-1")
+        elif name == TIMEOUT_FIELD:
+            self._note_timeout(value.decode("latin-1"))
         else:
             self.is_unusual = True
 
+    def _note_timeout(self, value: str) -> None:
+        if self.schedule is None:
+            try:
+                self.schedule = schedule_of_header(value)
+            except InvalidRequest:
+                # Starlette's endpoint says what is wrong with it.
+                self.is_unusual = True
+
     def head(self, target: Target, fields: list[tuple[bytes, bytes]], length: int) -> Head:
         """What there is to know of the head, whose body has `length` bytes."""
-        return Head(target, fields, length, self.announced, self.coding, self.traceparent)
+        return Head(target, fields, length, self.announced, self.coding, self.traceparent, self.schedule)
 
 
 class Head(NamedTuple):
@@ -124,6 +141,8 @@ class Head(NamedTuple):
     """In which the client would rather have a long answer."""
     traceparent: str
     """The header of that name, empty without one."""
+    schedule: Schedule | None
+    """What its timeout asks of the queue."""
 
 
 class ServerShare:

@@ -145,18 +145,17 @@ def v1_response(version: ModelVersion) -> Schema:
 
 
 def v1_examples(version: ModelVersion) -> dict[str, JsonObject]:
-    """One row as an instance, and as columns."""
+    """One row as an instance, where there are rows, and as columns."""
     columns: JsonObject = {}
     for spec in version.signature.inputs:
         shape, data = example_row(version, spec)
         columns[spec.name] = np.array(data, dtype=object).reshape(shape).tolist()
-    if len(columns) == 1:
-        (column,) = columns.values()
-        forms = {"instances": column, "inputs": column}
-    else:
+    inputs: Any = next(iter(columns.values())) if len(columns) == 1 else columns
+    examples = {"inputs": {"inputs": inputs}}
+    if _has_rows(version):
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        forms = {"instances": rows, "inputs": columns}
-    return {form: {form: value} for form, value in forms.items() if form == "inputs" or _has_rows(version)}
+        examples = {"instances": {"instances": inputs if len(columns) == 1 else rows}, **examples}
+    return examples
 
 
 V2 = Protocol("v2", v2_request, v2_response, v2_examples, has_binary=True)
@@ -164,14 +163,15 @@ V1 = Protocol("v1", v1_request, v1_response, v1_examples)
 
 
 def _max_rows(version: ModelVersion) -> int | None:
-    """Most rows of a request, where there are rows."""
-    return version.config.batching.max_request_rows if version.is_batchable else None
+    """Most rows of a request, where they lie on axis 0."""
+    return version.config.batching.max_request_rows if version.signature.has_rows_first else None
 
 
 def _has_rows(version: ModelVersion) -> bool:
     """Whether the inputs can be given row by row."""
-    extents = {spec.shape[:1] for spec in version.signature.inputs}
-    return len(extents) == 1 and () not in extents
+    signature = version.signature
+    extents = {spec.shape[:1] for spec in signature.inputs}
+    return len(extents) == 1 and () not in extents and (signature.has_rows_first or not signature.is_batchable)
 
 
 def _tensor(spec: TensorSpec) -> Schema:

@@ -42,6 +42,8 @@ class Slot(Call):
         if not bodies:
             super().deliver(run)
             return
+        if run.on_encoded is not None and not self.timing:
+            run.on_encoded()
         self.is_answered = True
         self.protocol.send_ok(self, bodies[self.start])
 

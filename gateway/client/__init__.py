@@ -5,7 +5,7 @@ means and whether to try again are pure functions (`calls.py`, `codec.py`, `retr
 do what those say.
 """
 
-from gateway.client.calls import ModelMetadata
+from gateway.client.calls import ModelMetadata, TensorMetadata
 from gateway.client.clients import AsyncClient, Client
 from gateway.client.codec import Result
 from gateway.client.errors import (
@@ -32,6 +32,7 @@ __all__ = [
     "RequestRefused",
     "Result",
     "ServerFailed",
+    "TensorMetadata",
     "TimedOut",
     "TransportError",
     "Unavailable",

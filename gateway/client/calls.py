@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -15,7 +15,7 @@ from gateway.client.codec import Result, decode_response, encode_request
 from gateway.client.errors import InvalidResponse
 from gateway.errors import shown
 from gateway.protocol.binary_codec import BINARY_HEADER
-from gateway.types import Array, TensorSpec
+from gateway.types import Array
 
 T = TypeVar("T")
 
@@ -43,6 +43,14 @@ class Call(Generic[T]):
     """Those that `read` understands; any other is an error."""
 
 
+class TensorMetadata(NamedTuple):
+    """Name, datatype and shape of one input or output; -1 is a variable dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelMetadata:
     """What a model takes and gives."""
@@ -50,8 +58,8 @@ class ModelMetadata:
     name: str
     versions: tuple[str, ...]
     platform: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
 
 
 def infer_call(
@@ -150,14 +158,14 @@ def _metadata(response: httpx.Response) -> ModelMetadata:
             name=str(document["name"]),
             versions=tuple(map(str, document.get("versions", ()))),
             platform=str(document["platform"]),
-            inputs=tuple(map(_spec, document["inputs"])),
-            outputs=tuple(map(_spec, document["outputs"])),
+            inputs=tuple(map(_tensor, document["inputs"])),
+            outputs=tuple(map(_tensor, document["outputs"])),
         ),
     )
 
 
-def _spec(tensor: Any) -> TensorSpec:
-    return TensorSpec(str(tensor["name"]), str(tensor["datatype"]), tuple(map(int, tensor["shape"])))
+def _tensor(tensor: Any) -> TensorMetadata:
+    return TensorMetadata(str(tensor["name"]), str(tensor["datatype"]), tuple(map(int, tensor["shape"])))
 
 
 def _read(response: httpx.Response, reading: Callable[[Any], T]) -> T:

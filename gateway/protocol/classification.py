@@ -55,6 +55,7 @@ def formed_outputs(response: InferenceResponse) -> Iterator[tuple[TensorSpec, Ar
 
 
 def _classes(spec: TensorSpec, values: Array, count: int, labels: Sequence[str]) -> tuple[TensorSpec, Array]:
+    values = np.moveaxis(values, spec.axis, 0) if spec.axis else values
     has_rows = spec.shape[:1] == (-1,) or values.ndim > 1
     table = values.reshape(len(values) if has_rows else 1, -1)
     # Both turn the order round without a number overflowing; NaN comes last, and the first of equals first.

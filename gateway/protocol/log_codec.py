@@ -3,8 +3,8 @@
 An entry has two fields. `meta` is JSON that a person can read with `redis-cli`; `data` is the numeric columns back to
 back, little-endian and row-major, in the order in which `meta.columns` names them. String columns stand in `meta`.
 
-What a reader may overlook, as `meta.traces`, is left out where there is nothing to say, and needs no new schema: older
-collectors go on reading.
+What a reader may overlook, as `meta.traces` and `meta.timing`, is left out where there is nothing to say, and needs no
+new schema: older collectors go on reading.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import orjson
 
 from gateway.protocol.datatypes import BYTES, DATATYPES, NUMPY_DTYPES
-from gateway.types import Array, ModelKey, string_array
+from gateway.types import Array, JsonObject, ModelKey, string_array
 
 SCHEMA = 1
 META = b"meta"
@@ -52,6 +52,9 @@ class LogEntry:
     requests: tuple[LoggedRequest, ...]
     inputs: dict[str, Array]
     outputs: dict[str, Array]
+    timing: JsonObject | None = None
+    """Where the time went, in seconds: `run` and `encode` of the batch, `decode` and `queue` of each request; besides,
+    `batch_rows` and why the batch left (`batch_left`)."""
 
     @property
     def rows(self) -> int:
@@ -83,6 +86,8 @@ def encode(entry: LogEntry) -> dict[bytes, bytes]:
     traces = [request.trace_id for request in entry.requests]
     if any(traces):
         meta["traces"] = traces
+    if entry.timing is not None:
+        meta["timing"] = entry.timing
     return {META: orjson.dumps(meta), DATA: b"".join(blobs)}
 
 
@@ -97,6 +102,7 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
             logged_at=float(meta["logged_at"]),
             rate=float(meta["rate"]),
             requests=_requests(meta["requests"], meta.get("traces")),
+            timing=meta.get("timing"),
             **_columns(meta["columns"], fields[DATA]),
         )
     except MalformedEntry:

@@ -20,15 +20,22 @@ class QueueLimits(NamedTuple):
     """Limits of one version's queue."""
 
     max_batch_rows: int
+    chosen_rows: tuple[int, ...]
+    """What a run is given at most now, or the only numbers that it may be given."""
     max_request_rows: int
     max_queue_rows: int
     timeout: float
     """Longest wait in seconds."""
+    max_delay: float = 0.0
+    """Seconds that a request waits for others while nothing runs."""
 
 
-def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, is_on_gpu: bool) -> JsonObject:
-    """The configuration; dims are without the row axis where `max_batch_size` is above 0."""
-    is_batchable = signature.is_batchable
+def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: str, gpu: int | None) -> JsonObject:
+    """The configuration; dims are without the row axis where `max_batch_size` is above 0. No `gpu` is the CPU.
+
+    Triton knows no rows but those on axis 0: for a model with others it is 0, as for one without.
+    """
+    is_batchable = signature.has_rows_first
     config: JsonObject = {
         "name": name,
         "platform": PLATFORM,
@@ -37,7 +44,7 @@ def model_config(name: str, signature: Signature, limits: QueueLimits, *, file: 
         "max_batch_size": limits.max_batch_rows if is_batchable else 0,
         "input": [_input(spec, is_batchable) for spec in signature.inputs],
         "output": [_output(spec, is_batchable) for spec in signature.outputs],
-        "instance_group": [_instance(name, is_on_gpu)],
+        "instance_group": [_instance(name, gpu)],
         "default_model_filename": file,
         "parameters": {
             "max_request_rows": {"string_value": str(limits.max_request_rows)},
@@ -65,15 +72,15 @@ def _output(spec: TensorSpec, is_batchable: bool) -> JsonObject:
     return {**_tensor(spec, is_batchable), "label_filename": "", "is_shape_tensor": False}
 
 
-def _instance(name: str, is_on_gpu: bool) -> JsonObject:
-    kind, gpus = ("KIND_GPU", [0]) if is_on_gpu else ("KIND_CPU", [])
+def _instance(name: str, gpu: int | None) -> JsonObject:
+    kind, gpus = ("KIND_CPU", []) if gpu is None else ("KIND_GPU", [gpu])
     return {"name": f"{name}_0", "kind": kind, "count": 1, "gpus": gpus}
 
 
 def _dynamic_batching(limits: QueueLimits) -> JsonObject:
     return {
-        "preferred_batch_size": [limits.max_batch_rows],
-        "max_queue_delay_microseconds": 0,
+        "preferred_batch_size": list(limits.chosen_rows),
+        "max_queue_delay_microseconds": round(limits.max_delay * MICROSECONDS),
         "preserve_ordering": False,
         "priority_levels": PRIORITY_LEVELS,
         "default_priority_level": DEFAULT_PRIORITY,

@@ -1,4 +1,5 @@
-"""What the parameters of a request mean (protocol sections "Parameters" and Triton's "Schedule Policy Extension").
+"""What the parameters of a request mean (protocol sections "Parameters" and Triton's "Schedule Policy Extension"), and
+the one header that says the same for every protocol.
 
 Names that mean nothing to the gateway are the client's own affair and are accepted, as the protocol wants it. Names
 that would ask for what the gateway does not do are refused.
@@ -6,6 +7,7 @@ that would ask for what the gateway does not do are refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -22,13 +24,26 @@ DEFAULT_PRIORITY = PRIORITY_LEVELS
 """Of requests that name none, or 0. The last level, so that they queue at the end without being compared."""
 MICROSECONDS = 1_000_000
 
+TIMEOUT_HEADER = "request-timeout"
+"""As the setting `request_timeout`, and in seconds as `Retry-After`."""
+_SECONDS = re.compile(r"\d{1,9}(?:\.\d{1,9})?\Z", re.ASCII)
+
 
 class Schedule(NamedTuple):
     """How a request that says so is queued."""
 
     priority: int = DEFAULT_PRIORITY
     timeout: float | None = None
-    """Longest wait in the queue in seconds; None leaves it to the gateway."""
+    """Longest wait in the queue in seconds; None leaves it to the gateway. Who would be later is refused at once."""
+    patience: float | None = None
+    """Seconds after which the caller leaves by itself, as over gRPC: who would be later is refused at once."""
+
+    def within(self, other: Schedule | None) -> Schedule:
+        """As it is, but with the shorter of both timeouts, and the other's patience."""
+        if other is None:
+            return self
+        timeouts = [timeout for timeout in (self.timeout, other.timeout) if timeout is not None]
+        return self._replace(timeout=min(timeouts, default=None), patience=other.patience)
 
 
 def check_values(parameters: Mapping[str, Any], path: str) -> None:
@@ -59,6 +74,13 @@ def schedule_of(parameters: Mapping[str, Any]) -> Schedule | None:
     if priority == DEFAULT_PRIORITY and not microseconds:
         return None
     return Schedule(priority, microseconds / MICROSECONDS if microseconds else None)
+
+
+def schedule_of_header(value: str) -> Schedule:
+    """What a `Request-Timeout` header asks of the queue. Raises `InvalidRequest` unless it is a number of seconds."""
+    if not _SECONDS.match(value) or not float(value):
+        raise InvalidRequest(f"header Request-Timeout: expected seconds above 0, such as 0.25, got {shown(value)}")
+    return Schedule(timeout=float(value))
 
 
 def _whole_number(parameters: Mapping[str, Any], name: str, highest: int | None) -> int:

@@ -24,7 +24,7 @@ def check_request(
         _check_tensor(inputs[spec.name], spec)
     if not signature.is_batchable:
         return 1
-    return _check_rows(inputs, max_rows)
+    return _check_rows(inputs, [(spec.name, spec.axis) for spec in signature.inputs if spec.axis is not None], max_rows)
 
 
 def refuse_rows(rows: int, max_rows: int) -> NoReturn:
@@ -32,17 +32,28 @@ def refuse_rows(rows: int, max_rows: int) -> NoReturn:
     raise InvalidRequest(f"{rows} rows in one request; this model takes at most {max_rows}")
 
 
-def _check_rows(inputs: Mapping[str, Array], max_rows: int) -> int:
-    extents = [array.shape[0] for array in inputs.values()]
+def _check_rows(inputs: Mapping[str, Array], places: Sequence[tuple[str, int]], max_rows: int) -> int:
+    """`places` are the inputs that have rows, by name, and on which axis."""
+    extents = [inputs[name].shape[axis] for name, axis in places]
     rows: int = extents[0]
-    if len(extents) > 1 and extents.count(rows) != len(extents):
-        uneven = ", ".join(f"{name!r} {extent}" for name, extent in zip(inputs, extents, strict=True))
-        raise InvalidRequest(f"the inputs differ in rows (axis 0): {uneven}")
+    if extents.count(rows) != len(extents):
+        refuse_uneven("rows", places, extents)
     if rows == 0:
-        raise InvalidRequest("the batch is empty: expected at least 1 row on axis 0")
+        raise InvalidRequest(f"the batch is empty: expected at least 1 row on axis {places[0][1]}")
     if rows > max_rows:
         refuse_rows(rows, max_rows)
     return rows
+
+
+def refuse_uneven(what: str, places: Sequence[tuple[str, int]], extents: Sequence[int]) -> NoReturn:
+    """Raise `InvalidRequest` for inputs, by name and axis, whose extents there should be the same."""
+    axes = {axis for _, axis in places}
+    where = f" (axis {axes.pop()})" if len(axes) == 1 else ""
+    named = (
+        f"{name!r} {extent}" if where else f"{name!r} {extent} (axis {axis})"
+        for (name, axis), extent in zip(places, extents, strict=True)
+    )
+    raise InvalidRequest(f"the inputs differ in {what}{where}: {', '.join(named)}")
 
 
 def _check_names(what: str, given: list[str], known: list[str], *, complete: bool) -> None:

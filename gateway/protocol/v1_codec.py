@@ -109,6 +109,8 @@ def metadata(key: ModelKey, signature: Signature) -> JsonObject:
 def _by_row(rows: Any, signature: Signature) -> dict[str, Column]:
     if not isinstance(rows, list) or not rows:
         raise InvalidRequest(f"instances: expected a non-empty list of rows, got {shown(rows)}")
+    if signature.is_batchable and not signature.has_rows_first:
+        raise InvalidRequest("instances: the rows of this model do not all lie on axis 0; send inputs instead")
     for spec in signature.inputs:
         if not spec.shape:
             raise InvalidRequest(f"instances: input {spec.name!r} is a single value without rows; send inputs instead")

@@ -1,13 +1,8 @@
 """The dynamic micro-batcher of one model version.
 
-Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be,
-requests pile up, and the next run takes what is there, oldest first, up to `max_batch_rows`. Only requests whose rows
-have the same shape share a run; the others wait in their own bucket and delay nobody's batch. The queue is bounded in
-rows. A request may bring a priority, which puts it before the lower ones of its bucket, and a timeout, after which it
-leaves the queue.
-
-A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
-bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
+Idle, a request runs at the next turn of the event loop: no timer, no wait. While as many runs are on as may be, or
+other models have their turn (`scheduler.py`), requests pile up in the queue (`queue.py`), and the next run takes what
+is there, oldest first, up to as many rows as the tuner says (`tuner.py`).
 
 Everything here happens on the event loop's thread except the run itself, and that too where it is short.
 """
@@ -15,26 +10,22 @@ Everything here happens on the event loop's thread except the run itself, and th
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
-from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from gateway.errors import DeadlineExceeded, GatewayError, InferenceFailed, TooManyRequests, Unavailable
-from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
+from gateway.runtime.batching import BUSY, DELAY, Batcher, Departure, rows_of
+from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
-from gateway.runtime.work import Batch, Bucket, Work, gather, settled
+from gateway.runtime.layout import Layout
+from gateway.runtime.queue import ALONE
+from gateway.runtime.scheduler import Charge, Scheduler
+from gateway.runtime.tuner import ShapeTuner, Tuner
+from gateway.runtime.work import Batch, Bucket, Work
 from gateway.types import Array, Signature
 
-logger = logging.getLogger(__name__)
-
-INLINE_SECONDS = 2e-3
-"""A run that is predicted to be shorter stays on the event loop: the hop to a thread and back would cost more."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -42,11 +33,6 @@ SURPRISES_FORGOTTEN = 0.99
 MAX_SURPRISES = 3.0
 """With more of them the time depends on values or on other dimensions than rows: the model runs on threads until the
 count has faded. A hiccup of the machine is a surprise too, but a rare one."""
-FIRST_RETRY_SECONDS = 1.0
-"""`Retry-After` while nothing is known yet about how long the queue takes."""
-
-BUSY = (TooManyRequests, Unavailable)
-"""Errors of whoever runs a batch, which say nothing about its rows: each alone would fare no better."""
 
 
 class Runner(Protocol):
@@ -58,317 +44,206 @@ class Runner(Protocol):
         """All outputs, in the order of the signature."""
 
 
-class Batcher(ABC):
-    """Queues, groups and scatters for one model version; where a batch is run is said below it."""
+class Ran(NamedTuple):
+    """A run that is over, whatever came of it."""
 
-    def __init__(
-        self,
-        signature: Signature,
-        *,
-        max_batch_rows: int,
-        max_queue_rows: int,
-        timeout: float,
-        on_batch: Callable[[Batch], None],
-        max_runs: int = 1,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
-
-        At most `max_runs` runs are on at once.
-        """
-        self.max_batch_rows = max_batch_rows
-        self.max_runs = max_runs
-        self._max_queue_rows = max_queue_rows
-        self._timeout = timeout
-        self._on_batch = on_batch
-        self._clock = clock
-        self._buckets: dict[Bucket, deque[Work]] = {}
-        self._is_batchable = signature.is_batchable
-        # Of a model with fixed rows all requests are alike; of one without a row axis each runs alone anyway.
-        self._has_many_shapes = self._is_batchable and any(-1 in spec.shape[1:] for spec in signature.inputs)
-        self._input_names = [spec.name for spec in signature.inputs]
-        self._is_scheduled = False
-        self._running = 0
-        """Runs that are elsewhere now."""
-        self._cost = CostModel()
-        self._is_closed = False
-        self._idle = asyncio.Event()
-        self._timers: dict[Work, asyncio.TimerHandle] = {}
-        """Of the queued works whose own timeout is shorter than everybody's."""
-        self.queued_rows = 0
-
-    @property
-    def problem(self) -> str | None:
-        """Why nothing can be run now; None while all is well."""
-        return None
-
-    def submit(self, work: Work) -> None:
-        """Admit the work or refuse it before anything is done.
-
-        Raises `TooManyRequests` when the queue is full, `Unavailable` when the version is being closed.
-        """
-        if self._is_closed:
-            raise Unavailable("the model is being unloaded", retry_after=1.0)
-        if self.queued_rows and self.queued_rows + work.rows > self._max_queue_rows:
-            raise TooManyRequests(
-                f"the queue holds {self.queued_rows} rows and takes at most {self._max_queue_rows}",
-                retry_after=self._seconds_to_drain(),
-            )
-        work.enqueued = self._clock()
-        if self._has_many_shapes:
-            # In the model's order: callers name their inputs in any.
-            work.bucket = work.shapes(self._input_names)
-        try:
-            queue = self._buckets[work.bucket]
-        except KeyError:
-            queue = self._buckets[work.bucket] = deque()
-        if work.schedule is None:
-            queue.append(work)
-        else:
-            self._place(work, work.schedule, queue)
-        work.is_queued = True
-        self.queued_rows += work.rows
-        if not self._is_scheduled:
-            self._schedule()
-
-    def discard(self, work: Work) -> None:
-        """The caller left: the room that its rows took in the queue is free at once."""
-        work.cancel()
-        if work.is_queued:
-            self._withdraw(work)
-
-    def _withdraw(self, work: Work) -> None:
-        work.is_queued = False
-        self.queued_rows -= work.rows
-        queue = self._buckets[work.bucket]
-        queue.remove(work)
-        if not queue:
-            del self._buckets[work.bucket]
-        if work.schedule is not None:
-            self._unplace(work, work.schedule)
-
-    def _place(self, work: Work, schedule: Schedule, queue: deque[Work]) -> None:
-        """Queue a work that says how: behind those of its level, before those of the next."""
-        if schedule.priority == DEFAULT_PRIORITY:
-            queue.append(work)
-        else:
-            queue.insert(_end_of_level(queue, schedule.priority), work)
-        if schedule.timeout is not None and schedule.timeout < self._timeout:
-            # The runner may be busy for longer than the caller wants to wait.
-            loop = asyncio.get_running_loop()
-            self._timers[work] = loop.call_later(schedule.timeout, self._expire, work, schedule.timeout)
-
-    def _unplace(self, work: Work, schedule: Schedule) -> float:
-        """The work has left the queue, its timer stops; the longest it might have waited there, in seconds."""
-        timer = self._timers.pop(work, None)
-        if timer is not None:
-            timer.cancel()
-        return self._timeout if schedule.timeout is None else min(self._timeout, schedule.timeout)
-
-    def _expire(self, work: Work, timeout: float) -> None:
-        self._withdraw(work)
-        work.fail(_too_late(timeout))
-
-    def _seconds_to_drain(self) -> float:
-        batches = self.queued_rows / self.max_batch_rows / self.max_runs
-        seconds = self._cost.predict(self.max_batch_rows) * batches
-        return min(seconds, self._timeout) if math.isfinite(seconds) else FIRST_RETRY_SECONDS
-
-    async def close(self) -> None:
-        """Refuse new work and wait until what was admitted is answered."""
-        self._is_closed = True
-        if self._running or self._buckets:
-            self._idle.clear()
-            await self._idle.wait()
-
-    def _schedule(self) -> None:
-        if not self._is_scheduled and self._running < self.max_runs:
-            self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
-
-    def _dispatch(self) -> None:
-        self._is_scheduled = False
-        works = self._take()
-        if works:
-            self._start(works)
-            if self._buckets:
-                self._schedule()
-        elif not self._running:
-            self._idle.set()
-
-    def _take(self) -> list[Work]:
-        """The next batch: the bucket whose head has waited longest, oldest first, without the expired and the gone."""
-        while self._buckets:
-            bucket = min(self._buckets, key=lambda key: self._buckets[key][0].enqueued)
-            works = self._take_from(bucket)
-            if works:
-                return works
-        return []
-
-    def _take_from(self, bucket: Bucket) -> list[Work]:
-        queue = self._buckets[bucket]
-        works: list[Work] = []
-        rows = 0
-        now = self._clock()
-        while queue and (not works or (self._is_batchable and rows + queue[0].rows <= self.max_batch_rows)):
-            work = queue.popleft()
-            work.is_queued = False
-            self.queued_rows -= work.rows
-            timeout = self._timeout if work.schedule is None else self._unplace(work, work.schedule)
-            if work.is_cancelled:
-                continue
-            if work.enqueued + timeout <= now:
-                work.fail(_too_late(timeout))
-                continue
-            works.append(work)
-            rows += work.rows
-        if not queue:
-            del self._buckets[bucket]
-        return works
-
-    def _start(self, works: list[Work]) -> None:
-        started = self._clock()
-        try:
-            rows = _rows(works)
-            inputs = gather(works, rows)
-            if inputs is None:
-                works = settled(works)
-                rows = _rows(works)
-                inputs = gather(works, rows)
-        except (ValueError, KeyError, MemoryError) as error:
-            self._finish(works, {}, started, error)
-            return
-        if inputs is None:
-            self._schedule()
-            return
-        self._begin(works, inputs, rows, started)
-
-    @abstractmethod
-    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
-        """Run the batch. `_finish` is called once, now or later; until then the run counts as `_running`."""
-
-    def _finish(
-        self, works: list[Work], inputs: dict[str, Array], started: float, outcome: list[Array] | Exception
-    ) -> None:
-        # Whatever a caller's reply does, the next batch must run.
-        self._schedule()
-        error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, started)
-        if batch is not None:
-            self._answer(batch)
-        elif len(works) > 1 and not isinstance(error, BUSY):
-            self._run_alone(works)
-        else:
-            for work in works:
-                work.fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
-
-    def _answer(self, batch: Batch) -> None:
-        try:
-            self._on_batch(batch)
-        except Exception:
-            # A bug, but not one for which callers should wait for ever.
-            logger.exception("answering a batch failed")
-            for work in batch.works:
-                work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
-
-    def _batch(self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], started: float) -> Batch | None:
-        """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
-        rows = _rows(works)
-        if self._is_batchable and any(output.shape[:1] != (rows,) for output in outputs):
-            self._is_batchable = False
-            logger.warning("an output does not have one row per input row: requests run alone from now on")
-            if len(works) > 1:
-                return None
-        finished = self._clock()
-        for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
-            work.start = stop - work.rows
-        return Batch(works, inputs, outputs, rows, started, finished)
-
-    def _run_alone(self, works: list[Work]) -> None:
-        """Put each work back at the head of a bucket of its own."""
-        for work in works:
-            work.bucket = (*work.bucket, (id(work),))
-            self._buckets[work.bucket] = deque([work])
-            work.is_queued = True
-            self.queued_rows += work.rows
+    outcome: list[Array] | Exception
+    seconds: float
+    cpu_seconds: float
+    """Of the thread that ran it."""
 
 
 class DynamicBatcher(Batcher):
-    """Runs the batches on a session: the short ones on the event loop, the others on threads."""
+    """Runs batches on a session: the short ones on the event loop, the others on threads."""
 
     def __init__(
         self,
         runner: Runner,
         executor: Executor,
+        scheduler: Scheduler,
         *,
-        max_batch_rows: int,
+        tuner: Tuner,
         max_queue_rows: int,
         timeout: float,
         on_batch: Callable[[Batch], None],
         max_runs: int = 1,
+        threads: int = 1,
+        max_delay: float = 0.0,
+        layout: Layout | None = None,
         clock: Callable[[], float] = time.monotonic,
+        run_clock: Callable[[], float] = time.thread_time,
     ) -> None:
-        """At most `max_runs` runs are on threads of `executor` at once; the rest is as for any batcher."""
+        """`timeout` is the longest wait in the queue in seconds; `on_batch` answers the callers of a finished batch.
+
+        `tuner` says how many rows a run may have, and learns from it. At most `max_runs` runs are on threads at once,
+        each with `threads` of the scheduler's budget. Where no run has its rows together, requests wait up to
+        `max_delay` seconds for others. Without a `layout` that of the runner's signature holds. `run_clock` is read
+        before and after a run to tell what it costs.
+        """
         super().__init__(
-            runner.signature,
-            max_batch_rows=max_batch_rows,
+            layout or Layout(runner.signature),
             max_queue_rows=max_queue_rows,
             timeout=timeout,
             on_batch=on_batch,
-            max_runs=max_runs,
             clock=clock,
         )
         self._runner = runner
         self._executor = executor
+        self._scheduler = scheduler
+        self.seat = scheduler.join(self._take_turn, threads)
+        self._tuner = tuner
+        self._max_runs = max_runs
+        self._max_delay = max_delay
+        self._delay: asyncio.TimerHandle | None = None
+        """Ends the wait for more rows."""
+        self._run_clock = run_clock
         self._surprises = 0.0
 
-    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
-        if self._surprises < MAX_SURPRISES and self._cost.predict(rows) < INLINE_SECONDS:
-            self._finish(works, inputs, started, self._run(inputs, rows))
-            return
-        self._running += 1
-        running = asyncio.get_running_loop().run_in_executor(self._executor, self._run, inputs, rows)
-        running.add_done_callback(lambda future: self._on_thread_done(works, inputs, started, future))
+    @property
+    def chosen_rows(self) -> int:
+        """Of the shape that was run last."""
+        return self._tuner.last.rows
 
-    def _run(self, inputs: dict[str, Array], rows: int) -> list[Array] | Exception:
-        """The outputs, or what the run raised. Learns what it cost, on either thread."""
-        # The thread's own CPU time: on another thread the clock on the wall also counts the wait for the interpreter.
-        before = time.thread_time()
+    def use(self, runner: Runner, tuner: Tuner, max_runs: int, threads: int) -> None:
+        """Run otherwise from the next run on; the signature is the same."""
+        self._runner, self._tuner, self._max_runs = runner, tuner, max_runs
+        self._scheduler.change(self.seat, threads)
+        self._schedule()
+
+    def _schedule(self, *, on_threads: bool = False) -> None:
+        if not self._is_scheduled and self._running < self._max_runs:
+            self._is_scheduled = True
+            if on_threads:
+                self._scheduler.ask_for_threads(self.seat)
+            else:
+                self._scheduler.ask(self.seat)
+
+    def _go_on(self, *, on_threads: bool = False) -> None:
+        """`on_threads` says where the last run was or is, and so most likely the next will be."""
+        if self.queue.buckets:
+            self._why = BUSY
+            self._schedule(on_threads=on_threads)
+        elif not self._running:
+            self._idle.set()
+
+    def _may_fill_up(self, bucket: Bucket, now: float) -> bool:
+        """Whether to wait for more rows; a timer ends the wait."""
+        if self._delay is not None:
+            self._delay.cancel()
+            self._delay = None
+        if self._is_closed or not self._is_batchable or self.queue.rows >= self._tuner.last.rows:
+            return False
+        remaining = self.queue.buckets[bucket][0].enqueued + self._max_delay - now
+        if remaining <= 0:
+            return False
+        self._why = DELAY
+        self._delay = asyncio.get_running_loop().call_later(remaining, self._schedule)
+        return True
+
+    def _take_turn(self, has_threads: bool) -> bool:
+        """Start the next run, if there is one: from the bucket whose head has waited longest.
+
+        False if it needs threads and has none; then it is asked again when there are.
+        """
+        now = self._clock()
+        bucket = self.queue.oldest(now)
+        if bucket is None or (self._max_delay and self._may_fill_up(bucket, now)):
+            self._is_scheduled = False
+            if bucket is None:
+                self._go_on()
+            return True
+        shape = self._tuner.of(self._layout.shapes_of(bucket))
+        most = shape.rows if self._is_batchable else ALONE
+        is_short = self._is_short(shape.cost, self.queue.rows_of_batch(bucket, most))
+        if not is_short and not has_threads:
+            return False
+        self._is_scheduled = False
+        running = self._running
         try:
-            outputs = self._runner.run(inputs)
-        except Exception as error:
-            return error
-        seconds = time.thread_time() - before
+            works = self.queue.take_from(bucket, self._limit(bucket, shape), now)
+            self._start(works, shape.cost, Departure(now, self._reason(bucket)), is_short)
+        finally:
+            # Whatever a caller's reply does, the next batch must run.
+            self._go_on(on_threads=self._running > running)
+        return True
+
+    def _limit(self, bucket: Bucket, shape: ShapeTuner) -> int:
+        """Rows that the next run may have."""
+        if not self._is_batchable:
+            return ALONE
+        return shape.take(self.queue.rows_in(bucket, 2 * self._tuner.policy.sizes[-1]))
+
+    def _is_short(self, cost: CostModel, rows: int) -> bool:
+        """Whether a run is done on the loop."""
+        return self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS
+
+    def _start(self, works: list[Work], cost: CostModel, departure: Departure, is_short: bool) -> None:
+        gathered = self._gather(works, departure)
+        if gathered is None:
+            return
+        works, rows, inputs = gathered
+        if is_short or self._is_short(cost, rows):
+            ran = _run(self._runner, inputs, self._run_clock)
+            self._scheduler.ran(self.seat, self._clock() - departure.at)
+            self._learn(cost, rows, ran)
+            self._finish(works, inputs, departure, ran.outcome)
+            return
+        seconds = cost.predict(rows)
+        predicted = seconds if seconds < math.inf else 0.0
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._executor, _run, self._runner, inputs, self._run_clock)
+        self._running += 1
+        charge = self._scheduler.began(self.seat, predicted)
+        running.add_done_callback(lambda future: self._on_thread_done(works, cost, inputs, departure, charge, future))
+
+    def _learn(self, cost: CostModel, rows: int, ran: Ran) -> None:
+        if isinstance(ran.outcome, Exception):
+            return
+        cpu_seconds = ran.cpu_seconds
         self._surprises *= SURPRISES_FORGOTTEN
-        if seconds > INLINE_LIMIT_SECONDS and self._cost.predict(rows) < INLINE_SECONDS:
+        if cpu_seconds > INLINE_LIMIT_SECONDS and cost.predict_cpu(rows) < INLINE_SECONDS:
             self._surprises += 1.0
             # So that one hiccup does not count for fifty runs.
-            seconds = INLINE_LIMIT_SECONDS
-        self._cost.observe(rows, seconds)
-        return outputs
+            cpu_seconds = INLINE_LIMIT_SECONDS
+        cost.observe(rows, ran.seconds, cpu_seconds)
 
     def _on_thread_done(
         self,
         works: list[Work],
+        cost: CostModel,
         inputs: dict[str, Array],
-        started: float,
-        future: asyncio.Future[list[Array] | Exception],
+        departure: Departure,
+        charge: Charge,
+        future: asyncio.Future[Ran],
     ) -> None:
         self._running -= 1
-        self._finish(works, inputs, started, future.result())
+        self._scheduler.ended(self.seat, charge, self._clock() - departure.at)
+        # Before the callers are answered, which takes its time, so that the threads are not idle meanwhile.
+        if self.queue.buckets:
+            self._why = BUSY
+            self._schedule(on_threads=True)
+        self._scheduler.give_threads()
+        try:
+            ran = future.result()
+            self._learn(cost, rows_of(works), ran)
+            self._finish(works, inputs, departure, ran.outcome)
+        finally:
+            self._go_on()
+
+    def _expect(self) -> None:
+        shape = self._tuner.last
+        rows, seconds = shape.rows, shape.cost.predict(shape.rows)
+        if 0.0 < seconds < math.inf:
+            at_once = self._scheduler.runs_at_once(self.seat, on_loop=seconds < INLINE_SECONDS)
+            self.queue.expect(rows / seconds * min(self._max_runs, at_once))
 
 
-def _rows(works: list[Work]) -> int:
-    return sum([work.rows for work in works])
-
-
-def _end_of_level(queue: deque[Work], priority: int) -> int:
-    """Works without a schedule are of the last level."""
-    for position, work in enumerate(queue):
-        if work.schedule is None or work.schedule.priority > priority:
-            return position
-    return len(queue)
-
-
-def _too_late(timeout: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"waited {timeout:g} s in the queue", retry_after=1.0)
+def _run(runner: Runner, inputs: dict[str, Array], clock: Callable[[], float]) -> Ran:
+    """The outputs, or what the run raised, and what it took; on either thread."""
+    started, cpu_started = time.perf_counter(), clock()
+    try:
+        outcome: list[Array] | Exception = runner.run(inputs)
+    except Exception as error:
+        outcome = error
+    # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
+    return Ran(outcome, time.perf_counter() - started, clock() - cpu_started)

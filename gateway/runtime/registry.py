@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
-from gateway.runtime.batcher import Batcher, DynamicBatcher
+from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.batching import Batcher
+from gateway.runtime.cuda import CudaOptions
+from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
-from gateway.runtime.repository import VersionFolder
-from gateway.runtime.session import Device, OnnxSession
-from gateway.runtime.tuning import Plan, plan_alone, plan_side_by_side
+from gateway.runtime.memory import ModelMemory
+from gateway.runtime.repository import Stamp, VersionFolder, model_bytes
+from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.session import DEFAULT_CUDA, Device
+from gateway.runtime.trust import verify
+from gateway.runtime.warming import WarmModel, warm_model
 from gateway.runtime.work import Batch
 from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
-
-PARALLEL_SECONDS = 5e-3
-"""A model whose best batch takes longer on one thread gets all cores, in one run or in several side by side; for less,
-threads cost more CPU time than they save waiting."""
 
 
 class Session(Protocol):
@@ -42,31 +44,64 @@ class ModelVersion:
 
     key: ModelKey
     signature: Signature
+    """As clients see it."""
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
     session: Session
+    warm: WarmModel | None
+    """How it is run; None if another process does."""
+    layout: Layout
     batcher: Batcher
+    stamp: Stamp
+    """Of its files, before they were read."""
+    digest: str
+    """Of what was read; see `trust.digest_of`."""
+    memory: ModelMemory
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
-    is_batchable: bool = field(init=False)
+    has_simple_rows: bool = field(init=False)
+    """Rows on axis 0 of every tensor, and nothing that is padded: what fits the signature needs no second look."""
+    spare: WarmModel | None = field(init=False)
+    """The other way to run it, until it is known which one is faster under load."""
     labels: dict[str, tuple[str, ...]] = field(init=False)
     """Names of the classes, by the output that has a value for each."""
 
     def __post_init__(self) -> None:
-        self.is_batchable = self.signature.is_batchable
+        self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
+        self.spare = None if self.warm is None else self.warm.spare
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it was measured to hold when it was loaded."""
+        return self.memory.held.get(self.key, 0)
 
     def require_ready(self) -> None:
         """Raise `Unavailable` with the reason while nothing can be run."""
         if self.batcher.problem is not None:
             raise Unavailable(f"model {self.key} cannot run: {self.batcher.problem}")
 
+    def exchange(self) -> None:
+        """Run it the other way from the next run on; there must be one."""
+        assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
+        assert isinstance(self.batcher, DynamicBatcher)  # noqa: S101 -- of a model that runs here
+        self.warm, self.spare = self.spare, self.warm
+        self.session = self.warm.session
+        self.batcher.use(self.warm.session, self.warm.tuner, *self.warm.core_use)
+
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""
         await self.batcher.close()
-        # The batcher and its callback refer to each other, and so would keep the session until the garbage collector
+        self.free()
+
+    def free(self) -> None:
+        """Free the memory of a version that takes no requests."""
+        # The batcher and its callback refer to each other, and so would keep the sessions until the garbage collector
         # looks, which is rarely.
         self.session.close()
+        if self.spare is not None and self.spare.session is not self.session:
+            self.spare.session.close()
+        self.memory.release(self.key)
 
 
 def _labels(prediction: Prediction) -> dict[str, tuple[str, ...]]:
@@ -158,13 +193,20 @@ class Registry:
 
 @dataclass(frozen=True, slots=True)
 class Loader:
-    """Verifies, loads and warms up versions; every version it loads shares the executor."""
+    """Verifies, loads and warms up versions; every version it loads shares the executor and its threads."""
 
     device: Device
     threads: int
     executor: Executor
+    scheduler: Scheduler
     request_timeout: float
     on_batch: Callable[[ModelVersion, Batch], None]
+    cuda: CudaOptions = DEFAULT_CUDA
+    learned: Path | None = None
+    """Folder with what was learned about each version before; None measures all of them."""
+    model_keys: Path | None = None
+    """As of `trust.read_keys`; None loads unsigned versions too."""
+    memory: ModelMemory = field(default_factory=ModelMemory)
 
     def load_all(self, folders: list[VersionFolder], registry: Registry) -> None:
         """Load every version into the registry. One that fails is refused by name and the rest are served.
@@ -174,44 +216,51 @@ class Loader:
         for folder in folders:
             try:
                 registry.add(self.load(folder))
-            except StartupError as error:
+            except (StartupError, OSError) as error:
                 logger.error("refused %s: %s", folder.key, error)
                 registry.refused[folder.key] = str(error)
         if not registry.names:
-            raise StartupError("no model could be loaded: " + "; ".join(registry.refused.values()))
+            left_out = "[versions] in each model.toml leaves out every version that is there"
+            raise StartupError("no model could be loaded: " + ("; ".join(registry.refused.values()) or left_out))
 
     def load(self, folder: VersionFolder) -> ModelVersion:
-        """Load one version. Raises `StartupError` naming the file and what is wrong with it."""
-        manifest = folder.verify()
+        """Load one version; one at a time, as its memory is measured.
+
+        Raises `StartupError` naming the file and what is wrong with it; `NotEnoughMemory` if there is no room for it.
+        """
+        stamp = folder.stamp()
+        with self.memory.loading(folder.key, model_bytes(stamp)):
+            verified = verify(folder.folder, self.model_keys)
+            manifest, digest = verified.manifest, verified.digest
+            warm = warm_model(
+                *(folder, self.device, self.threads, self.learned),
+                verified=verified,
+                cores=self.scheduler.budget,
+                cuda=self.cuda,
+            )
+            session, layout = warm.session, warm.layout
+            answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
+            # The files are in memory as long as somebody refers to them.
+            del verified
         limits = folder.config.batching
-        session, plan = self._warm_session(folder)
-        answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
         batcher = DynamicBatcher(
             session,
             self.executor,
-            max_batch_rows=plan.batch_rows,
-            max_runs=plan.runs,
+            self.scheduler,
+            tuner=warm.tuner,
+            max_runs=warm.core_use.runs,
+            threads=warm.core_use.threads,
+            max_delay=limits.max_delay_ms / 1e3,
             max_queue_rows=limits.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
+            run_clock=session.clock,
+            layout=layout,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(
+            *(folder.key, layout.signature, folder.config, manifest, answers, session, warm, layout, batcher),
+            stamp=stamp,
+            digest=digest,
+            memory=self.memory,
+        )
         return version
-
-    def _warm_session(self, folder: VersionFolder) -> tuple[OnnxSession, Plan]:
-        """A session that has run, and how it is used best."""
-        session = OnnxSession(folder.model_path, self.device, self.threads or 1)
-        limit = folder.config.batching.max_batch_rows if session.signature.is_batchable else 1
-        plan = plan_alone(session.warm_up, limit)
-        cores = len(os.sched_getaffinity(0))
-        if self.threads == 0 and self.device == "cpu" and cores > 1 and plan.seconds > PARALLEL_SECONDS:
-            wide = OnnxSession(folder.model_path, self.device, cores)
-            wide_plan = plan_alone(wide.warm_up, limit)
-            apart = plan_side_by_side(session.warm_up, plan, cores)
-            if apart.is_better(wide_plan):
-                plan = apart
-            else:
-                session, plan = wide, wide_plan
-        if plan.batch_rows < limit or plan.runs > 1:
-            logger.info("%s: %s, of %d rows allowed", folder.key, plan, limit)
-        return session, plan

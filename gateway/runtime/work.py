@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,10 +11,14 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.protocol.parameters import Schedule
-from gateway.types import Array, NumberTemplate
+from gateway.types import Array, NumberTemplate, cut
 
-Bucket: TypeAlias = tuple[tuple[int, ...], ...]
-"""The shapes of one row of each input: only works of one bucket share a run."""
+Bucket: TypeAlias = tuple[Hashable, ...]
+"""The shape of one row of each input, or what else must be equal: only works of one bucket share a run."""
+
+
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
+"""Those of a bucket, without what else tells it from others."""
 
 
 class Work(ABC):
@@ -71,15 +76,21 @@ class Batch:
     works: list[Work]
     inputs: dict[str, Array]
     outputs: list[Array]
-    """In the order of the signature; axis 0 is the row."""
+    """In the order of the signature."""
     rows: int
     started: float
     """Monotonic seconds, as are `Work.enqueued` and `finished`."""
     finished: float
+    left: str = "idle"
+    """Why it was formed when it was, in one of the batcher's words."""
+    encoded: float = 0.0
+    """When the first answer was written; 0 until then."""
+    answered: float = 0.0
+    """When every caller had been; 0 until then."""
 
-    def rows_of(self, work: Work, array: Array) -> Array:
-        """A caller's rows of one input or output; all of it if the caller ran alone."""
-        return array if len(self.works) == 1 else array[work.start : work.start + work.rows]
+    def rows_of(self, work: Work, array: Array, axis: int = 0) -> Array:
+        """A caller's rows of one input or output, which lie on `axis`; all of it if the caller ran alone."""
+        return array if len(self.works) == 1 else cut(array, axis, work.start, work.start + work.rows)
 
 
 def gather(works: list[Work], rows: int) -> dict[str, Array] | None:

@@ -57,6 +57,10 @@ class Call(Work):
     prediction_id: bytes
     """ASCII, as it is sent."""
     is_answered = False
+    received = 0.0
+    """Monotonic seconds at which the body was whole; 0 if nobody looked."""
+    timing = b""
+    """Where its time went, as `Server-Timing` says it; empty until it is known, or unless it is told."""
     traceparent = ""
     """What the client sent under this name; not looked at unless requests are traced."""
     trace_id: str | None = None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import NamedTuple, NoReturn
 from gateway.errors import GatewayError, NotFound
 from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
-from gateway.protocol.parameters import schedule_of
+from gateway.protocol.parameters import Schedule, schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
 from gateway.routing import Route
 from gateway.runtime.registry import ModelVersion, Registry
@@ -22,9 +23,10 @@ from gateway.serving.call import Call, Choice, Reply, output_indices
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_table import RouteTable
+from gateway.serving.timing import Timing
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.telemetry.trace_context import TRACEPARENT
-from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
+from gateway.types import Array, BatchOutputs, InferenceRequest, InferenceResponse, ModelKey
 
 
 class Choices(NamedTuple):
@@ -50,27 +52,35 @@ class DataPlane:
         random: Callable[[], float],
         clock: Callable[[], float] = time.time,
         traces: RequestTraces | None = None,
+        tells_timing: bool = True,
     ) -> None:
-        """`random` is evenly spread over [0, 1), for requests that are not sticky; `clock` is Unix time."""
+        """`random` is evenly spread over [0, 1), for requests that are not sticky; `clock` is Unix time.
+
+        With `tells_timing` each call learns where its time went before it is answered.
+        """
         self.registry = registry
         self._routes = routes
         self._signer = signer
         self._metrics = metrics
         self._log = log
         self.traces = traces
+        self._tells_timing = tells_timing
         self._random = random
         self._clock = clock
         self._choices: dict[str, Choices] = {}
         self._direct_choices: dict[ModelKey, Choice] = {}
         self.is_draining = False
 
-    def submit(self, request: InferenceRequest, reply: Reply) -> Call:
+    def submit(self, request: InferenceRequest, reply: Reply, schedule: Schedule | None = None) -> Call:
         """Admit a request; `reply` gets its response or a `GatewayError`, once, later.
+
+        `schedule` is what the caller asks of the queue besides the request's parameters.
 
         Raises a `GatewayError` if the request is refused; nothing was done then and `reply` is not called.
         """
         call = Call(reply)
         call.inputs = request.inputs
+        call.schedule = schedule
         if self.traces is None:
             self.admit(call, request, request.headers)
             return call
@@ -86,7 +96,7 @@ class DataPlane:
         """Admit a call that knows its inputs; it is answered or failed once, later. Raises as `submit` does."""
         choice = self.choose(request, headers)
         version = choice.version
-        if request.fits is not version.signature or not version.is_batchable:
+        if request.fits is not version.signature or not version.has_simple_rows:
             # The decoder knew another version's signature, or none: the one that proves the fit takes no parameters.
             self.admit_to(choice, call, request)
             return
@@ -105,7 +115,8 @@ class DataPlane:
         )
         check_classes(request.outputs, request.forms, version.signature)
         if request.parameters:
-            call.schedule = schedule_of(request.parameters)
+            asked = schedule_of(request.parameters)
+            call.schedule = call.schedule if asked is None else asked.within(call.schedule)
         call.request = request
         call.choice = choice
         version.batcher.submit(call)
@@ -152,20 +163,33 @@ class DataPlane:
     def finish(self, version: ModelVersion, batch: Batch) -> None:
         """Answer every caller of a finished batch that is still there, then record and log the batch."""
         calls = [call for call in batch.works if isinstance(call, Call) and not call.is_cancelled]
-        has_rows = all(output.shape[:1] == (batch.rows,) for output in batch.outputs)
-        summaries = version.answers.summaries(batch.outputs) if version.answers and has_rows else None
+        layout = version.layout
+        has_rows = layout.has_rows(batch.outputs, batch.rows)
+        summaries = None
+        if version.answers is not None and has_rows:
+            summaries = version.answers.summaries(layout.rows_first(batch.outputs))
         outputs = BatchOutputs(version.signature.outputs, batch.outputs)
+        if self._tells_timing:
+            outputs.on_encoded = Timing(batch, calls).tell
         ids = self._sign(calls, summaries)
+        # In the next turn of the loop: what is written in this one leaves at its end.
+        asyncio.get_running_loop().call_soon(self._report, version, batch, calls, ids.tags)
         for call, prediction_id in zip(calls, ids.texts, strict=True):
             call.prediction_id = prediction_id
-            if has_rows:
+            if has_rows and layout.is_simple:
                 call.deliver(outputs)
             else:
-                call.answer(_whole(call, outputs))
+                if outputs.on_encoded is not None:
+                    outputs.on_encoded()
+                call.answer(_apart(call, batch))
+        batch.answered = time.monotonic()
+
+    def _report(self, version: ModelVersion, batch: Batch, calls: list[Call], tags: Array) -> None:
+        """Record, trace and log a batch that was answered."""
         self._record(version, batch, calls)
         if self.traces is not None:
-            self.traces.offer(batch, calls, ids.tags)
-        self._log.offer(version, batch, calls, ids.tags)
+            self.traces.offer(batch, calls, tags)
+        self._log.offer(version, batch, calls, tags)
 
     def _sign(self, calls: list[Call], summaries: list[int | None] | None) -> SignedIds:
         """An id for each call; it says what was answered where that is one row with a place in an id."""
@@ -209,15 +233,15 @@ class DataPlane:
         enqueued = [call.enqueued for call in calls]
         metrics.observe_requests(enqueued, batch.started, batch.finished)
         queued = len(calls) * batch.started - sum(enqueued)
-        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished)
+        version.statistics.record(len(calls), rows, queued, batch.rows, batch.started, batch.finished, batch.answered)
         metrics.run.observe_one(batch.finished - batch.started)
         metrics.batch_rows.observe_one(batch.rows)
 
 
-def _whole(call: Call, run: BatchOutputs) -> InferenceResponse:
-    """All of a run whose outputs have no rows, since the call then ran alone."""
+def _apart(call: Call, batch: Batch) -> InferenceResponse:
+    """A caller's part of a run that is not simply some rows on axis 0."""
     version, request = call.choice.version, call.request
-    wanted = request.outputs
-    indices = range(len(run.specs)) if wanted is None else output_indices(version.signature, wanted)
-    tensors = [(run.specs[index], run.arrays[index]) for index in indices]
+    specs = version.signature.outputs
+    indices = range(len(specs)) if request.outputs is None else output_indices(version.signature, request.outputs)
+    tensors = [(specs[index], version.layout.output_of(batch, call, index)) for index in indices]
     return call.formed(InferenceResponse(version.key, request.id, tensors, call.prediction_id.decode()))

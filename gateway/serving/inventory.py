@@ -61,10 +61,15 @@ class Inventory:
         described = self.version(model, version)
         batching = described.config.batching
         limits = QueueLimits(
-            batching.max_batch_rows, batching.max_request_rows, batching.max_queue_rows, self._loader.request_timeout
+            max_batch_rows=batching.rows_limit,
+            chosen_rows=batching.preferred_batch_rows or (described.batcher.chosen_rows,),
+            max_request_rows=batching.max_request_rows,
+            max_queue_rows=batching.max_queue_rows,
+            timeout=self._loader.request_timeout,
+            max_delay=batching.max_delay_ms / 1e3,
         )
-        is_on_gpu = self._loader.device == "cuda"
-        return model_config(model, described.signature, limits, file=MODEL_FILE, is_on_gpu=is_on_gpu)
+        gpu = self._loader.cuda.device_id if self._loader.device == "cuda" else None
+        return model_config(model, described.signature, limits, file=MODEL_FILE, gpu=gpu)
 
     def statistics(self, model: str | None = None, version: str | None = None) -> JsonObject:
         """Triton's statistics of a version, of all versions of a model, or of everything. Raises as `version` does."""

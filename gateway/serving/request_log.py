@@ -17,10 +17,12 @@ import numpy as np
 
 from gateway.errors import StoreUnavailable
 from gateway.protocol.log_codec import LogEntry, LoggedRequest, encode
+from gateway.runtime.layout import has_rows
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call
 from gateway.serving.sampling import Sample
+from gateway.serving.timing import logged_timing
 from gateway.state.log_writer import LogWriter
 from gateway.telemetry.metrics import LOG_DROPPED, LOG_SAMPLED, LOG_WRITTEN, GatewayMetrics
 from gateway.types import Array
@@ -132,17 +134,21 @@ class RequestLog:
 
     def _entry(self, version: ModelVersion, batch: Batch, sampled: Sequence[Call]) -> LogEntry:
         signature = version.signature
-        inputs = {
-            spec.name: _rows([batch.rows_of(call, batch.inputs[spec.name]) for call in sampled], signature.is_batchable)
-            for spec in signature.inputs
-        }
-        outputs: dict[str, Array] = {}
-        for index, spec in enumerate(signature.outputs):
-            parts = [batch.rows_of(call, batch.outputs[index]) for call in sampled]
-            if not signature.is_batchable or all(
-                part.shape[:1] == (call.rows,) for part, call in zip(parts, sampled, strict=True)
-            ):
-                outputs[spec.name] = _rows(parts, signature.is_batchable)
+        if signature.is_batchable:
+            inputs = {
+                spec.name: _column(batch, sampled, batch.inputs[spec.name], spec.axis) for spec in signature.inputs
+            }
+            outputs = {
+                spec.name: _column(batch, sampled, output, spec.axis)
+                for spec, output in zip(signature.outputs, batch.outputs, strict=True)
+                if has_rows(output, spec.axis, batch.rows)
+            }
+        else:
+            inputs = {spec.name: _stacked(batch, sampled, batch.inputs[spec.name]) for spec in signature.inputs}
+            outputs = {
+                spec.name: _stacked(batch, sampled, output)
+                for spec, output in zip(signature.outputs, batch.outputs, strict=True)
+            }
         return LogEntry(
             key=version.key,
             logged_at=self._clock(),
@@ -153,14 +159,22 @@ class RequestLog:
             ),
             inputs=inputs,
             outputs=outputs,
+            timing=logged_timing(batch, sampled),
         )
 
 
-def _rows(parts: list[Array], has_row_axis: bool) -> Array:
-    """One column; a model without a row axis counts as one row."""
-    if not has_row_axis:
-        return np.stack(parts)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def _column(batch: Batch, sampled: Sequence[Call], array: Array, axis: int | None) -> Array:
+    """The rows of a tensor, which lie on axis 0 afterwards; what holds for all rows is repeated for each."""
+    if axis is None:
+        return np.broadcast_to(array, (sum(call.rows for call in sampled), *array.shape))
+    parts = [batch.rows_of(call, array, axis) for call in sampled]
+    column = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+    return np.moveaxis(column, axis, 0) if axis else column
+
+
+def _stacked(batch: Batch, sampled: Sequence[Call], array: Array) -> Array:
+    """A tensor of a model without rows: each call counts as one."""
+    return np.stack([batch.rows_of(call, array) for call in sampled])
 
 
 def _size(fields: dict[bytes, bytes]) -> int:

@@ -14,6 +14,7 @@ from gateway.errors import GatewayError
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call
 from gateway.serving.sampling import Sample
+from gateway.serving.timing import durations
 from gateway.telemetry.trace_context import TraceParent, parse_traceparent
 from gateway.types import Array
 
@@ -96,7 +97,7 @@ class RequestTraces:
         attributes = {"gateway.model": model, **self._outcome(call, error)}
         if call.enqueued:
             attributes |= _choice(call)
-        start = call.enqueued or now
+        start = call.received or call.enqueued or now
         call.trace_id = self._tracing.record(
             _name(call), attributes, start, now, parent=parent, failure=_failure(error)
         )
@@ -109,15 +110,15 @@ class RequestTraces:
             **_choice(call),
             "gateway.prediction_id": call.prediction_id.decode(),
             "gateway.batch_rows": batch.rows,
-            "gateway.queue_seconds": batch.started - call.enqueued,
-            "gateway.run_seconds": batch.finished - batch.started,
+            "gateway.batch_left": batch.left,
+            **{f"gateway.{part}_seconds": seconds for part, seconds in durations(batch, call).items()},
             **self._outcome(call, call.error),
         }
         call.trace_id = self._tracing.record(
             _name(call),
             attributes,
-            call.enqueued,
-            self._clock(),
+            call.received or call.enqueued,
+            batch.answered or self._clock(),
             parent=parent,
             steps=(("queue", call.enqueued, batch.started), ("run", batch.started, batch.finished)),
             failure=_failure(call.error),

@@ -21,6 +21,7 @@ from gateway.prediction_id import name_hash
 from gateway.routing import Route, compile_route, default_route
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.state.route_store import RouteStore
+from gateway.types import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,21 @@ class RouteTable:
             change()
             self._follow(name, stored)
 
+    async def named_versions(self, names: Collection[str]) -> dict[str, set[str]]:
+        """By model, the versions that its stored route names, in force or not.
+
+        Where no route is in force yet, those of the last good one too.
+        """
+        try:
+            stored = await self._store.read(list(names))
+        except StoreUnavailable:
+            stored = {}
+        named = {name: _versions_in(stored.get(name)) for name in names}
+        good = self._read_snapshot() or {}
+        for name in named.keys() - self._routes.keys():
+            named[name] |= _versions_in(orjson.dumps(good.get(name)))
+        return named
+
     async def _look(self, name: str) -> dict[str, bytes | None]:
         """The stored document; nothing if the store does not answer."""
         try:
@@ -181,15 +197,8 @@ class RouteTable:
                 self._variant_names.update((name_hash(variant), variant) for variant in names)
 
     def _load_snapshot(self, names: Collection[str]) -> None:
-        try:
-            documents = orjson.loads(self._snapshot.read_bytes())
-        except FileNotFoundError:
-            return
-        except (OSError, orjson.JSONDecodeError) as error:
-            logger.warning("%s: %s; starting without the last good routes", self._snapshot, error)
-            return
-        if not isinstance(documents, dict):
-            logger.warning("%s: expected an object; starting without the last good routes", self._snapshot)
+        documents = self._read_snapshot()
+        if documents is None:
             return
         for name in documents.keys() & names:
             try:
@@ -197,6 +206,20 @@ class RouteTable:
             except InvalidRoute as error:
                 logger.warning("%s: route %s: %s", self._snapshot, name, error)
         self.is_known = True
+
+    def _read_snapshot(self) -> JsonObject | None:
+        """The last good documents by model; None if there is no such file, or no sense in it."""
+        try:
+            documents = orjson.loads(self._snapshot.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, orjson.JSONDecodeError) as error:
+            logger.warning("%s: %s; starting without the last good routes", self._snapshot, error)
+            return None
+        if not isinstance(documents, dict):
+            logger.warning("%s: expected an object; starting without the last good routes", self._snapshot)
+            return None
+        return documents
 
     def _save_snapshot(self) -> None:
         documents = {route.name: route.document() for route in self._routes.values() if route.revision > 0}
@@ -206,3 +229,10 @@ class RouteTable:
             temporary.replace(self._snapshot)
         except OSError as error:
             logger.warning("%s: %s; a restart without the store would not know these routes", self._snapshot, error)
+
+
+def _versions_in(raw: bytes | None) -> set[str]:
+    """What a document names, which need not be a route."""
+    with suppress(orjson.JSONDecodeError, KeyError, TypeError):
+        return {str(variant["version"]) for variant in orjson.loads(raw or b"{}")["variants"]}
+    return set()

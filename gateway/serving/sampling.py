@@ -21,4 +21,6 @@ class Sample:
         """The sampled ones of `calls`; `tags` are those of their prediction ids."""
         if self.rate >= 1.0:
             return calls
+        if len(calls) == 1:
+            return calls if tags[0] < self._threshold else []
         return [calls[index] for index in np.flatnonzero(tags < self._threshold).tolist()]

@@ -12,7 +12,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
-from gateway.state.process import ChildProcess, socket_path
+from gateway.state.process import ChildProcess
+from gateway.state.sockets import socket_path
 
 START_TIMEOUT_SECONDS = 60.0
 """Reading a large append-only file takes a while."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import hashlib
 import logging
+import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +20,6 @@ FIRST_PAUSE_SECONDS = 0.5
 LAST_PAUSE_SECONDS = 30.0
 """A child that keeps dying is started again after pauses that double up to this."""
 STOP_TIMEOUT_SECONDS = 15.0
-SOCKET_PATH_LIMIT = 100
-"""Unix socket paths are limited to 108 bytes on Linux and 104 on macOS."""
 
 
 class ChildProcess:
@@ -46,6 +42,11 @@ class ChildProcess:
         """False once the child has exited by itself."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """Of a child that has exited; negative for the signal that ended it."""
+        return self._process.poll() if self._process else None
+
     def start(self) -> None:
         """Start the child and wait until it is of use."""
         self.launch()
@@ -58,11 +59,15 @@ class ChildProcess:
         (prctl(2), PR_SET_PDEATHSIG): call it on the main thread.
         """
         libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        parent = os.getpid()
 
         def die_with_parent() -> None:
-            # Between fork and exec: one system call, nothing that could wait for a lock held by another thread.
+            # Between fork and exec: two system calls, nothing that could wait for a lock held by another thread.
             if libc is not None:
                 libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+                # The parent may have ended just before.
+                if os.getppid() != parent:
+                    os._exit(1)
 
         self._process = subprocess.Popen(  # noqa: S603 -- our own binaries and arguments
             self._command,
@@ -85,8 +90,8 @@ class ChildProcess:
             self._process.wait()
         self._process = None
 
-    async def keep_running(self) -> None:
-        """Start the child again whenever it has exited, for ever."""
+    async def keep_running(self, start_again: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Start the child again whenever it has exited, for ever: with `launch`, or as the caller says."""
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE_SECONDS
         started = loop.time()
@@ -96,16 +101,16 @@ class ChildProcess:
                 continue
             if loop.time() - started > LAST_PAUSE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
-            logger.error("the %s has exited; starting it again in %g s", self.name, pause)
+            logger.error("the %s has exited (%s); starting it again in %g s", self.name, self._end(), pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE_SECONDS)
             started = loop.time()
-            self.launch()
+            if start_again is None:
+                self.launch()
+            else:
+                await start_again()
 
-
-def socket_path(path: Path) -> Path:
-    """Where a child listens: `path`, or where that is too long a place among the temporary files that stands for it."""
-    if len(str(path)) <= SOCKET_PATH_LIMIT:
-        return path
-    digest = hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"gateway-{digest}" / path.name
+    def _end(self) -> str:
+        code = self.exit_code
+        # Ops people look for SIGKILL, which is how the system ends who takes too much memory.
+        return signal.Signals(-code).name if code is not None and code < 0 else f"code {code}"

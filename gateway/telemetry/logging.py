@@ -11,7 +11,11 @@ import orjson
 
 
 class JsonFormatter(logging.Formatter):
-    """time (RFC 3339, UTC), level, logger, message and, for exceptions, the traceback."""
+    """time (RFC 3339, UTC), level, logger, message, which worker it was and, for exceptions, the traceback."""
+
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._worker = {} if worker is None else {"worker": worker}
 
     converter = staticmethod(time.gmtime)
 
@@ -22,17 +26,22 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **self._worker,
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(document).decode()
 
 
-def configure(level: str, log_format: Literal["text", "json"]) -> None:
-    """Send every record of this process to standard error."""
+def configure(level: str, log_format: Literal["text", "json"], worker: int | None = None) -> None:
+    """Send every record of this process to standard error; `worker` is its number where there are several."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S")
-    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    who = "" if worker is None else f"worker {worker} "
+    text = logging.Formatter(f"%(asctime)s %(levelname)-7s {who}%(name)s: %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter(worker) if log_format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Uvicorn tells of every start and stop at `info`; the gateway says the same in its own words.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # These tell of each request that a supervisor and its workers exchange.
+    for name in ("httpx", "httpcore"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -27,6 +27,8 @@ class Instrument(NamedTuple):
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
+    merge: Literal["sum", "max", "min"] = "sum"
+    """What a gauge of several workers is of their values; counters and histograms are summed."""
 
 
 _VERSION = ("model", "version")
@@ -52,13 +54,48 @@ ENGINE_BATCH_ROWS = Instrument(
     "gateway_engine_batch_rows", "histogram", "Rows in one ONNX Runtime call of the engine process.", _VERSION
 )
 QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
-MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION)
-ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",))
+THREAD_BUDGET = Instrument("gateway_thread_budget", "gauge", "Threads that all runs together may use.", ())
+THREADS_IN_USE = Instrument("gateway_threads_in_use", "gauge", "Threads of the runs that are on now.", ())
+THREAD_SECONDS = Instrument(
+    "gateway_thread_seconds_total",
+    "counter",
+    "Seconds of all runs times their threads: who uses the machine.",
+    _VERSION,
+)
+THREAD_WAIT = Instrument(
+    "gateway_thread_wait_seconds_total", "counter", "Time that a batch was ready and waited for threads.", _VERSION
+)
+MODEL_READY = Instrument("gateway_model_ready", "gauge", "1 if loaded, 0 if refused at load.", _VERSION, "min")
+CHOSEN_ROWS = Instrument("gateway_chosen_batch_rows", "gauge", "Rows that a run may have now.", _VERSION, "max")
+PREDICTED_RUN = Instrument(
+    "gateway_predicted_run_seconds", "gauge", "Mean of a run with the chosen rows, as learned.", _VERSION, "max"
+)
+PREDICTED_P99 = Instrument(
+    "gateway_predicted_p99_seconds",
+    "gauge",
+    "From arrival to the end of a run with the chosen rows at the 99th percentile, as learned.",
+    _VERSION,
+    "max",
+)
+MODEL_MEMORY = Instrument(
+    "gateway_model_memory_bytes", "gauge", "Memory that a version took when it was loaded, measured.", _VERSION
+)
+LOAD_FAILURES = Instrument(
+    "gateway_model_load_failures_total",
+    "counter",
+    "Versions that were to be loaded after the start and could not.",
+    _VERSION,
+)
+ROUTE_REVISION = Instrument("gateway_route_revision", "gauge", "Revision of the route in force.", ("route",), "min")
 ROUTE_WEIGHT = Instrument(
-    "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version")
+    "gateway_route_weight_percent", "gauge", "Weight of a variant in force.", ("route", "variant", "version"), "max"
 )
 ROUTE_INVALID = Instrument(
-    "gateway_route_invalid", "gauge", "1 while the stored route is unusable and the last good one serves.", ("route",)
+    "gateway_route_invalid",
+    "gauge",
+    "1 while the stored route is unusable and the last good one serves.",
+    ("route",),
+    "max",
 )
 LOG_SAMPLED = Instrument("gateway_log_sampled_rows_total", "counter", "Rows chosen for the request log.", ("model",))
 LOG_WRITTEN = Instrument("gateway_log_written_entries_total", "counter", "Log entries the store took.", ("model",))
@@ -72,16 +109,27 @@ LABELS = Instrument(
     "gateway_labels_total", "counter", "Labels taken by /v2/feedback, by outcome.", ("model", "outcome")
 )
 DRIFT_STATUS = Instrument(
-    "gateway_drift_status", "gauge", "Latest verdict: 0 ok, 1 warning, 2 alarm, -1 undecided.", _VERSION
+    "gateway_drift_status", "gauge", "Latest verdict: 0 ok, 1 warning, 2 alarm, -1 undecided.", _VERSION, "max"
 )
 DRIFT_SCORE = Instrument(
     "gateway_drift_score",
     "gauge",
     "Effect sizes of the latest verdict, by feature and statistic.",
     ("model", "version", "feature", "statistic"),
+    "max",
+)
+WORKERS = Instrument("gateway_workers", "gauge", "Worker processes that there should be.", ())
+WORKER_UP = Instrument("gateway_worker_up", "gauge", "1 while the worker takes requests.", ("worker",))
+WORKER_RESTARTS = Instrument(
+    "gateway_worker_restarts_total", "counter", "Times that the worker was started again.", ("worker",)
 )
 
+KEPT_ELSEWHERE = (THREAD_SECONDS, THREAD_WAIT)
+"""Counters that are read as gauges are."""
+
 INSTRUMENTS = tuple(value for value in list(globals().values()) if isinstance(value, Instrument))
+OF_THE_SUPERVISOR = frozenset((WORKERS, WORKER_UP, WORKER_RESTARTS))
+"""Exposed where there are several workers, by their supervisor."""
 
 SECONDS_BUCKETS = np.array(
     [1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]
@@ -93,6 +141,11 @@ MAX_WAITING = 64
 
 Labels: TypeAlias = tuple[str, ...]
 Gauge: TypeAlias = tuple[Instrument, Labels, float]
+
+FAMILIES: dict[str, type[GaugeMetricFamily | CounterMetricFamily]] = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+}
 
 
 class Histogram:
@@ -177,7 +230,8 @@ class GatewayMetrics(Collector):
         self.registry.register(self)
         self._versions: dict[ModelKey, VersionMetrics] = {}
         self._counters: dict[Instrument, Counter[Labels]] = {
-            instrument: Counter() for instrument in (ERRORS, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
+            instrument: Counter()
+            for instrument in (ERRORS, LOAD_FAILURES, LOG_SAMPLED, LOG_WRITTEN, LOG_DROPPED, TRACES, LABELS)
         }
         self._gauges: list[Callable[[], Iterable[Gauge]]] = []
 
@@ -193,7 +247,10 @@ class GatewayMetrics(Collector):
         self._counters[instrument][labels] += amount
 
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
-        """`source` is asked for (instrument, label values, value) at every exposition."""
+        """`source` is asked for (instrument, label values, value) at every exposition.
+
+        A counter that is kept elsewhere is read likewise.
+        """
         self._gauges.append(source)
 
     def collect(self) -> Iterator[Metric]:
@@ -233,9 +290,9 @@ class GatewayMetrics(Collector):
 
     def _gauge_families(self) -> Iterator[Metric]:
         families = {
-            instrument: GaugeMetricFamily(instrument.name, instrument.help, labels=instrument.labels)
+            instrument: FAMILIES[instrument.kind](instrument.name, instrument.help, labels=instrument.labels)
             for instrument in INSTRUMENTS
-            if instrument.kind == "gauge"
+            if (instrument.kind == "gauge" and instrument not in OF_THE_SUPERVISOR) or instrument in KEPT_ELSEWHERE
         }
         for source in self._gauges:
             for instrument, labels, value in source():

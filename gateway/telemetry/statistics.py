@@ -31,10 +31,24 @@ class VersionStatistics:
         self._by_size: dict[int, list[float]] = {}
         """Rows of a run -> runs, seconds of the runs, seconds of answering."""
 
-    def record(self, requests: int, rows: int, queued: float, batch_rows: int, started: float, finished: float) -> None:
-        """Add an answered batch: its requests, their rows, the sum of their waits, and the run that they shared."""
+    @property
+    def rows(self) -> int:
+        """Rows of the answered requests."""
+        return self._rows
+
+    def record(
+        self,
+        requests: int,
+        rows: int,
+        queued: float,
+        batch_rows: int,
+        started: float,
+        finished: float,
+        answered: float,
+    ) -> None:
+        """Add a batch: its requests, their rows, the sum of their waits, the run that they shared, and its end."""
         infer = finished - started
-        output = self._clock() - finished
+        output = answered - finished
         self._requests += requests
         self._rows += rows
         self._queue += queued

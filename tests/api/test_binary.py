@@ -141,9 +141,10 @@ LAST = [binary("wide", array, "Connection: close") for array in (X, floats(LARGE
 
 
 def alike(answer: HttpAnswer) -> object:
-    kept = {name: value for name, value in answer.headers if name not in {"date", "prediction-id"}}
+    kept = {name: value for name, value in answer.headers if name not in {"date", "prediction-id", "server-timing"}}
     is_prediction = answer.status == 200 and (b"outputs" in answer.body or "content-encoding" in kept)
     assert ("prediction-id" in dict(answer.headers)) == is_prediction
+    assert ("server-timing" in dict(answer.headers)) == is_prediction
     return answer.status, kept, answer.body
 
 

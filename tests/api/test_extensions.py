@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
+from gateway.runtime.manifest import LEARNED_ROWS_LIMIT
 from tests.support import triton
 from tests.support.requests import AFFINE, error_of, inputs, tensor
 from tests.support.running import GatewayProcess
@@ -97,7 +98,8 @@ class TestConfig:
     def test_it_agrees_with_the_metadata(self, client: Any, version: str) -> None:
         config = client.get_model_config("affine", version)
         metadata = client.get_model_metadata("affine", version)
-        assert config["max_batch_size"] == 64
+        assert config["max_batch_size"] == LEARNED_ROWS_LIMIT
+        assert config["dynamic_batching"]["preferred_batch_size"] <= [LEARNED_ROWS_LIMIT]
         for plural, singular in (("inputs", "input"), ("outputs", "output")):
             assert [t["name"] for t in config[singular]] == [t["name"] for t in metadata[plural]]
             assert [[-1, *t["dims"]] for t in config[singular]] == [t["shape"] for t in metadata[plural]]

@@ -69,6 +69,10 @@ REQUESTS = [
     post(INFER, rows(1.0).replace(b"]}]}", b']}],"outputs":[{"name":"y"}],"id":"an \\"id\\""}')),
     post(INFER, rows(1.0), "EXPECT: 100-Continue"),
     post(INFER, rows(1.0), "Content-Encoding: gzip"),
+    post(INFER, rows(1.0), "Request-Timeout: 30"),
+    post(INFER, rows(1.0), "Request-Timeout: 0.5", "request-timeout: never"),
+    post(INFER, rows(1.0), "Request-Timeout: soon"),
+    post(INFER, rows(1.0), "Request-Timeout: 0"),
     post(INFER, rows(1.0), "Inference-Header-Content-Length: 7"),
     post(INFER, b"[" * 3000),
     post(INFER, b" " * (LIMIT + 1)),
@@ -99,8 +103,10 @@ def is_head(request: bytes) -> bool:
 
 def alike(answer: HttpAnswer) -> object:
     """An answer without what differs from one to the next."""
-    kept = {name: value for name, value in answer.headers if name not in {"date", "prediction-id"}}
-    assert ("prediction-id" in dict(answer.headers)) == (answer.status == 200 and b"outputs" in answer.body)
+    kept = {name: value for name, value in answer.headers if name not in {"date", "prediction-id", "server-timing"}}
+    is_prediction = answer.status == 200 and b"outputs" in answer.body
+    assert ("prediction-id" in dict(answer.headers)) == is_prediction
+    assert ("server-timing" in dict(answer.headers)) == is_prediction
     return answer.status, kept, answer.body
 
 

@@ -87,7 +87,8 @@ class TestPressure:
 
         def ask(name: str, priority: int) -> None:
             with triton.connected(gateway.public_url) as client:
-                turn = triton.tensor(np.array([[1]]), "INT64", "turns")
+                # Long enough for each client to come back before the next.
+                turn = triton.tensor(np.array([[2_000]]), "INT64", "turns")
                 client.infer("busy", [turn], outputs=triton.outputs("y"), priority=priority)
             order.append(name)
 

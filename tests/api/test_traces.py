@@ -100,7 +100,7 @@ def test_a_sampled_caller_finds_its_request_below_its_own_span(spans_of: Callabl
     assert (server.trace_id, server.parent_id) == (TRACE, SPAN)
     assert server.name == "POST /v2/models/{model}/infer"
     assert server.status == ("unset", "")
-    queue, run = server.attributes.pop("gateway.queue_seconds"), server.attributes.pop("gateway.run_seconds")
+    parts = {part: server.attributes.pop(f"gateway.{part}_seconds") for part in ("decode", "queue", "run", "encode")}
     assert server.attributes == {
         "http.request.method": "POST",
         "http.route": "/v2/models/{model}/infer",
@@ -114,14 +114,18 @@ def test_a_sampled_caller_finds_its_request_below_its_own_span(spans_of: Callabl
         "gateway.prediction_id": answers[0].headers["prediction-id"],
         "gateway.rows": 1,
         "gateway.batch_rows": 1,
+        "gateway.batch_left": "idle",
     }
     children = {span.name: span for span in spans if span.parent_id == server.span_id}
     assert children.keys() == {"queue", "run"}
     assert {span.trace_id for span in spans} == {TRACE}
-    assert server.start == children["queue"].start <= children["queue"].end == children["run"].start
+    assert server.start < children["queue"].start <= children["queue"].end == children["run"].start
     assert children["run"].start < children["run"].end <= server.end
-    assert (children["queue"].end - children["queue"].start) / 1e9 == pytest.approx(queue, abs=1e-6)
-    assert (children["run"].end - children["run"].start) / 1e9 == pytest.approx(run, abs=1e-6)
+    assert (children["queue"].end - children["queue"].start) / 1e9 == pytest.approx(parts["queue"], abs=1e-6)
+    assert (children["run"].end - children["run"].start) / 1e9 == pytest.approx(parts["run"], abs=1e-6)
+    assert (children["queue"].start - server.start) / 1e9 == pytest.approx(parts["decode"], abs=1e-6)
+    told = dict(part.strip().split(";dur=") for part in answers[0].headers["server-timing"].split(",") if "dur" in part)
+    assert {part: float(text) / 1000 for part, text in told.items()} == pytest.approx(parts, abs=1e-6)
 
 
 def test_a_version_that_was_asked_for_is_in_route_and_path(spans_of: Callable[..., list[SeenSpan]]) -> None:
@@ -233,7 +237,8 @@ def test_who_is_refused_or_fails_is_traced_with_the_reason(
     # OpenTelemetry's conventions: what the client did wrong is no error of the server's.
     assert server.status == (("error", message) if status >= 500 else ("unset", ""))
     assert ("gateway.version" in attributes) == ran
-    assert server.end > server.start if ran else server.end == server.start
+    # A body that is too large is refused before it is whole, which is when the span would begin.
+    assert (server.end > server.start) == (status != 413)
 
 
 def test_a_body_that_turns_out_too_large_is_traced(spans_of: Callable[..., list[SeenSpan]]) -> None:

@@ -10,9 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gateway.client import Client, InferenceError, ModelNotFound, RequestRefused, Result, ServerFailed, Unavailable
+from gateway.client import (
+    Client,
+    InferenceError,
+    ModelNotFound,
+    RequestRefused,
+    Result,
+    ServerFailed,
+    TensorMetadata,
+    Unavailable,
+)
 from gateway.protocol.datatypes import NUMPY_DTYPES
-from gateway.types import Array, TensorSpec
+from gateway.types import Array
 from tests.support.asking import Ask, ask_async
 from tests.support.running import GatewayProcess, metric
 
@@ -155,8 +164,8 @@ class TestTheRest:
         )
         metadata = ask(gateway.public_url, lambda client: client.metadata("affine"))
         assert (metadata.name, metadata.versions, metadata.platform) == ("affine", ("1", "2"), "onnxruntime_onnx")
-        assert metadata.inputs == (TensorSpec("x", "FP32", (-1, 3)),)
-        assert metadata.outputs == (TensorSpec("y", "FP32", (-1, 3)),)
+        assert metadata.inputs == (TensorMetadata("x", "FP32", (-1, 3)),)
+        assert metadata.outputs == (TensorMetadata("y", "FP32", (-1, 3)),)
         assert ask(gateway.public_url, lambda client: client.metadata("affine", "1")).name == "affine"
         with pytest.raises(ModelNotFound):
             ask(gateway.public_url, lambda client: client.metadata("absent"))

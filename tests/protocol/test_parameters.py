@@ -78,3 +78,18 @@ def test_a_tensor_in_shared_memory_is_not_supported() -> None:
     parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 12}
     with pytest.raises(Unsupported, match=r"inputs\[0\]\.parameters\.shared_memory_region: shared memory is not"):
         check_values(parameters, "inputs[0].parameters")
+
+
+@pytest.mark.parametrize(
+    ("asked", "besides", "both"),
+    [
+        (Schedule(1, 2.0), None, Schedule(1, 2.0)),
+        (Schedule(1, 2.0), Schedule(timeout=1.0), Schedule(1, 1.0)),
+        (Schedule(1, 2.0), Schedule(timeout=3.0), Schedule(1, 2.0)),
+        (Schedule(1), Schedule(timeout=3.0), Schedule(1, 3.0)),
+        (Schedule(1), Schedule(patience=3.0), Schedule(1, None, 3.0)),
+        (Schedule(2, 2.0), Schedule(patience=1.0), Schedule(2, 2.0, 1.0)),
+    ],
+)
+def test_of_two_timeouts_the_shorter_counts(asked: Schedule, besides: Schedule | None, both: Schedule) -> None:
+    assert asked.within(besides) == both

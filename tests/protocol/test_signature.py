@@ -74,6 +74,28 @@ def test_a_request_that_does_not_fit_is_refused(
     assert caught.value.message.startswith(message)
 
 
+STATEFUL = Signature(
+    inputs=(
+        TensorSpec("x", "FP32", (-1, 3)),
+        TensorSpec("h", "FP32", (2, -1), 1),
+        TensorSpec("r", "FP32", (-1,), None),
+    ),
+    outputs=(TensorSpec("y", "FP32", (-1,)),),
+)
+
+
+def test_rows_are_counted_where_they_lie_and_an_input_for_all_of_them_has_none() -> None:
+    inputs = {"x": numbers(4, 3), "h": numbers(2, 4)}
+    for extent in (0, 1, 7):
+        assert check({**inputs, "r": numbers(extent)}, signature=STATEFUL) == 4
+
+
+def test_rows_on_different_axes_that_differ_are_refused_naming_both() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({"x": numbers(2, 3), "h": numbers(2, 3), "r": numbers(1)}, signature=STATEFUL)
+    assert caught.value.message == "the inputs differ in rows: 'x' 2 (axis 0), 'h' 3 (axis 1)"
+
+
 def test_fixed_extents_are_checked_on_every_axis() -> None:
     with pytest.raises(InvalidRequest, match=r"expected shape \[2, 3\]"):
         check({"x": numbers(1, 3)}, signature=FIXED)

@@ -110,8 +110,9 @@ def test_the_time_to_come_back_grows_with_the_queue(executor: ThreadPoolExecutor
     async def scenario() -> list[float]:
         runner = GatedRunner(sessions("affine"))
         target = batcher(runner, executor, max_queue_rows=6, max_batch_rows=1, clock=clock)
-        target.submit(Caller(matrix(1, 3)))
-        await wait_until_async(lambda: target.queued_rows == 0)
+        first = Caller(matrix(1, 3))
+        target.submit(first)
+        await wait_until_async(lambda: first.is_answered)
         waits = []
         with runner.busy():
             target.submit(Caller(matrix(1, 3)))

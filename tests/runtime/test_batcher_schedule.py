@@ -88,7 +88,7 @@ def test_a_timeout_ends_the_wait_while_the_runner_is_still_busy(
             assert not first.is_answered
             assert target.queued_rows == 1
         await target.close()
-        assert target._timers == {}
+        assert target.queue.timers == {}
         return runner
 
     assert asyncio.run(scenario()).batches == [1, 1]
@@ -132,7 +132,7 @@ def test_nobody_may_wait_longer_than_everybody(sessions: Sessions, executor: Thr
             target.submit(first)
             await wait_until_async(lambda: runner.batches)
             target.submit(late)
-            assert target._timers == {}
+            assert target.queue.timers == {}
             now = 105.0
         await target.close()
 
@@ -151,11 +151,11 @@ def test_whoever_is_taken_or_leaves_in_time_leaves_no_timer(sessions: Sessions, 
             await wait_until_async(lambda: runner.batches)
             target.submit(served)
             target.submit(gone)
-            timers = list(target._timers.values())
+            timers = list(target.queue.timers.values())
             target.discard(gone)
             assert target.queued_rows == 1
         await target.close()
-        assert target._timers == {}
+        assert target.queue.timers == {}
         assert len(timers) == 2
         assert all(timer.cancelled() for timer in timers)
 

@@ -12,13 +12,14 @@ import pytest
 from gateway.errors import NotFound, StartupError, TooManyRequests, Unavailable
 from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.repository import scan
-from gateway.runtime.session import OnnxSession
+from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.work import Batch
 from gateway.types import ModelKey
-from tests.support import onnx_models
+from tests.support import onnx_models, strange_models
 from tests.support.batching import Caller, answer_all
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
+from tests.support.versions import onnx_session_of
 from tests.support.waiting import wait_until_async
 
 
@@ -34,7 +35,7 @@ def answer(_version: ModelVersion, batch: Batch) -> None:
 
 def load(models: Path, executor: ThreadPoolExecutor) -> Registry:
     registry = Registry()
-    Loader("cpu", 1, executor, 30.0, answer).load_all(scan(models), registry)
+    Loader("cpu", 1, executor, Scheduler(2), 30.0, answer).load_all(scan(models), registry)
     return registry
 
 
@@ -131,6 +132,17 @@ def test_the_limits_of_model_toml_reach_the_batcher(tmp_path: Path, executor: Th
     asyncio.run(scenario())
 
 
+def test_how_model_toml_wants_a_version_run_reaches_the_session(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "bound", "1", onnx_models.affine(), toml="[runtime]\nio_binding = true\n")
+    write_version(tmp_path, "graphs", "1", onnx_models.affine(), toml="[runtime]\ncuda_graphs = true\n")
+    write_version(tmp_path, "plain", "1", onnx_models.affine())
+    registry = load(tmp_path, executor)
+    assert registry.get("bound", "1").session.bound is not None
+    assert registry.get("plain", "1").session.bound is None
+    with pytest.raises(Unavailable, match=r"graphs/1 is not loaded: .*model\.toml asks for runtime\.cuda_graphs"):
+        registry.get("graphs", "1")
+
+
 def test_closing_waits_for_every_version(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
     for name in ["a", "b"]:
         write_version(tmp_path, name, "1", onnx_models.affine())
@@ -178,7 +190,7 @@ def test_a_version_that_loads_after_all_is_no_longer_refused(tmp_path: Path, exe
     folder = write_version(tmp_path, "m", "2", b"no model")
     registry = load(tmp_path, executor)
     (folder / "model.onnx").write_bytes(onnx_models.affine())
-    registry.add(Loader("cpu", 1, executor, 30.0, answer).load(scan(tmp_path)[1]))
+    registry.add(Loader("cpu", 1, executor, Scheduler(2), 30.0, answer).load(scan(tmp_path)[1]))
     assert registry.refused == {}
     assert registry.get("m", "2").signature is registry.get("m", "1").signature
 
@@ -199,8 +211,7 @@ def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
 ) -> None:
     write_version(tmp_path, "m", "1", onnx_models.affine())
     version = load(tmp_path, executor).get("m", "1")
-    assert isinstance(version.session, OnnxSession)
-    session = weakref.ref(version.session._session)
+    session = weakref.ref(onnx_session_of(version)._session)
     caller = Caller({"x": np.zeros((1, 3), np.float32)})
 
     async def scenario() -> None:
@@ -210,3 +221,21 @@ def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
     asyncio.run(scenario())
     assert len(caller.answer) == 1
     assert session() is None
+
+
+def test_axes_that_the_graph_contradicts_keep_a_version_out_with_the_reason(
+    tmp_path: Path, executor: ThreadPoolExecutor
+) -> None:
+    write_version(tmp_path, "good", "1", onnx_models.affine())
+    write_version(tmp_path, "bad", "1", onnx_models.affine(), "[batching.axes]\nx = 1\ny = 1\n")
+    registry = load(tmp_path, executor)
+    reason = "model.toml: batching.axes.x: axis 1 of shape [-1, 3] is not variable (-1)"
+    assert registry.refused == {ModelKey("bad", "1"): reason}
+
+
+def test_a_version_is_tuned_with_the_rows_on_their_axes(tmp_path: Path, executor: ThreadPoolExecutor) -> None:
+    write_version(tmp_path, "m", "1", strange_models.running_total(("p", "q")))
+    version = load(tmp_path, executor).get("m", "1")
+    assert version.layout.shares_runs
+    assert [spec.axis for spec in onnx_session_of(version).signature.inputs] == [1]
+    assert onnx_session_of(version).warm_up(5) is not None

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from gateway.errors import StartupError
-from gateway.runtime.repository import VersionFolder, scan, survey, usable
+from gateway.runtime.manifest import ModelConfig
+from gateway.runtime.repository import VersionFolder, model_bytes, scan, selected, stamps, survey, usable
 from gateway.types import ModelKey
 from tests.support import onnx_models
-from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
 
 CONTENT = onnx_models.classifier()
@@ -27,8 +27,7 @@ def test_versions_come_by_name_and_as_numbers(tmp_path: Path) -> None:
 def test_a_folder_with_nothing_but_model_onnx_is_a_version(tmp_path: Path) -> None:
     write_version(tmp_path, "m", "1", CONTENT)
     (folder,) = scan(tmp_path)
-    assert folder.verify() is None
-    assert folder.config.batching.max_batch_rows > 0
+    assert folder.config == ModelConfig()
 
 
 def test_what_is_no_version_is_passed_over(tmp_path: Path) -> None:
@@ -90,22 +89,63 @@ def test_a_survey_tells_what_is_wrong_beside_what_is_right(tmp_path: Path) -> No
     assert survey(tmp_path / "absent") == {}
 
 
-def test_a_published_version_verifies(tmp_path: Path) -> None:
-    write_published_version(tmp_path, "m", "1", CONTENT)
-    (folder,) = scan(tmp_path)
-    manifest = folder.verify()
-    assert manifest is not None
-    assert manifest.version == "1"
+def choice(models: Path, toml: str, named: dict[str, set[str]] | None = None) -> list[str]:
+    for version in ["1", "2", "9", "10"]:
+        write_version(models, "m", version, CONTENT, toml)
+    return names(selected(scan(models), named or {}))
 
 
-def test_a_model_that_is_not_the_published_one_is_refused_by_name(tmp_path: Path) -> None:
-    folder = write_published_version(tmp_path, "m", "1", CONTENT)
-    (folder / "model.onnx").write_bytes(CONTENT + b"\n")
-    with pytest.raises(StartupError, match=r"m/1/model\.onnx: sha256 is [0-9a-f]{64}, the manifest says"):
-        scan(tmp_path)[0].verify()
+@pytest.mark.parametrize(
+    ("toml", "named", "expected"),
+    [
+        ("", {}, ["m/1", "m/2", "m/9", "m/10"]),
+        ("latest = 1", {}, ["m/10"]),
+        ("latest = 2", {}, ["m/9", "m/10"]),
+        ("latest = 9", {}, ["m/1", "m/2", "m/9", "m/10"]),
+        ("specific = [2, 3, 10]", {}, ["m/2", "m/10"]),
+        ("specific = [3]", {}, []),
+        # What a route names is loaded whatever the policy; of what is not there nothing is known here.
+        ("latest = 1", {"m": {"2", "77"}, "other": {"1"}}, ["m/2", "m/10"]),
+    ],
+)
+def test_model_toml_chooses_and_so_do_routes(
+    tmp_path: Path, toml: str, named: dict[str, set[str]], expected: list[str]
+) -> None:
+    assert choice(tmp_path, f"[versions]\n{toml}\n", named) == expected
 
 
-def test_a_file_that_the_manifest_names_but_nobody_has_is_refused_by_name(tmp_path: Path) -> None:
-    write_published_version(tmp_path, "m", "1", CONTENT, reference={"file": "reference.parquet", "sha256": "0" * 64})
-    with pytest.raises(StartupError, match=r"m/1/reference\.parquet: named in the manifest, but not there"):
-        scan(tmp_path)[0].verify()
+@pytest.mark.parametrize(
+    ("toml", "problem"),
+    [
+        ("latest = 0", "versions.latest: "),
+        ("specific = []", "versions.specific: "),
+        ('specific = ["a"]', "versions.specific.0: "),
+        ("latest = 1\nspecific = [1]", "versions: Value error, latest and specific exclude each other"),
+        ("newest = 1", "versions.newest: "),
+    ],
+)
+def test_a_choice_that_makes_no_sense_is_refused(tmp_path: Path, toml: str, problem: str) -> None:
+    with pytest.raises(StartupError, match=f"m/model.toml: {problem}"):
+        choice(tmp_path, f"[versions]\n{toml}\n")
+
+
+def test_a_stamp_changes_with_the_files_and_only_with_them(tmp_path: Path) -> None:
+    folder = write_version(tmp_path, "m", "1", CONTENT, toml="[versions]\nlatest = 1\n")
+    (folder / "weights").mkdir()
+    (folder / "weights" / "w.bin").write_bytes(b"12")
+    (folder / "reference.parquet").write_bytes(b"1234")
+    (tmp_path / "m" / "4").mkdir()
+    (tmp_path / "README.md").write_text("")
+    (folder / ".#model.onnx").symlink_to("nowhere")
+    before = stamps(tmp_path)
+    assert before.keys() == {ModelKey("m", "1"), ModelKey("m", "model.toml")}
+    assert scan(tmp_path)[0].stamp() == before[ModelKey("m", "1")]
+    write_version(tmp_path, "lost+found", "1", CONTENT)
+    assert stamps(tmp_path) == before
+    (folder / "weights" / "w.bin").write_bytes(b"34")
+    after = stamps(tmp_path)
+    assert after[ModelKey("m", "1")] != before[ModelKey("m", "1")]
+    assert after[ModelKey("m", "model.toml")] == before[ModelKey("m", "model.toml")]
+    assert len(CONTENT) + 2 <= model_bytes(after[ModelKey("m", "1")]) < len(CONTENT) + 2 + 2**14
+    with pytest.raises(FileNotFoundError):
+        stamps(tmp_path / "absent")

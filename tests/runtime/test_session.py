@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from gateway.errors import InvalidRequest, StartupError
+from gateway.runtime.manifest import ModelConfig, RuntimeConfig
 from gateway.runtime.session import OnnxSession, choose_device
 from gateway.types import TensorSpec, string_array
 from tests.support import onnx_models
@@ -33,7 +34,7 @@ def test_every_datatype_keeps_its_name_shape_and_values(tmp_path: Path, datatype
     array = (
         string_array(["", "ä", "b", "c"], (1, 2, 2))
         if datatype == "BYTES"
-        else np.array([[[0, 1], [1, 0]]]).astype(helper.tensor_dtype_to_np_dtype(onnx_models.ONNX_TYPES[datatype]))
+        else np.array([[[0, 1], [1, 0]]]).astype(onnx_models.dtype_of(datatype))
     )
     (output,) = session.run({"x": array})
     assert output.dtype == array.dtype
@@ -92,9 +93,18 @@ class TestWithoutCuda:
         path.write_bytes(onnx_models.affine())
         with (
             pytest.warns(UserWarning, match="CUDAExecutionProvider"),
-            pytest.raises(StartupError, match="not on cuda as configured"),
+            pytest.raises(StartupError, match="not on CUDAExecutionProvider as configured"),
         ):
             OnnxSession(path, "cuda")
+
+    def test_what_was_asked_of_a_session_is_named_where_there_is_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "model.onnx"
+        path.write_bytes(onnx_models.affine())
+        with (
+            pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+            pytest.raises(StartupError, match=r"as configured \(model\.toml asks for runtime\.cuda_graphs\)"),
+        ):
+            OnnxSession(path, "cuda", config=ModelConfig(runtime=RuntimeConfig(cuda_graphs=True)))
 
 
 def test_cpu_is_always_there() -> None:
@@ -107,15 +117,6 @@ def test_warming_up_never_stops_a_start(model: str, sessions: Sessions) -> None:
 
 
 def test_warming_up_survives_a_model_that_refuses_zeros(tmp_path: Path) -> None:
-    reshape = helper.make_node("Reshape", ["x", "shape"], ["y"])
-    session = load(
-        tmp_path,
-        onnx_models.model(
-            [reshape],
-            [onnx_models.value("x", "FP32", ["n"])],
-            [onnx_models.value("y", "FP32", ["k", 2])],
-            [onnx_models.constant("shape", np.array([-1, 2], np.int64))],
-        ),
-    )
+    session = load(tmp_path, onnx_models.pairs())
     session.warm_up()
     assert session.run({"x": np.zeros(4, np.float32)})[0].shape == (2, 2)

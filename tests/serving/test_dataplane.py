@@ -16,6 +16,8 @@ from gateway.prediction_id import SummaryKind, name_hash
 from gateway.state import keys
 from gateway.state.client import Store
 from gateway.types import Array, InferenceResponse
+from tests.support import strange_models
+from tests.support.manifests import write_published_version
 from tests.support.planes import NOW, Plane, plane_over
 from tests.support.waiting import wait_until_async
 
@@ -144,3 +146,21 @@ def test_routes_in_force_decide_and_are_named_in_the_id(
 
     with plane_over(plane_models, tmp_path, store=store) as plane:
         run(scenario(plane))
+
+
+def test_an_id_tells_the_answer_of_its_own_row_wherever_rows_lie(tmp_path: Path, run: Run) -> None:
+    models = tmp_path / "models"
+    prediction = {"kind": "regression", "output": "greatest"}
+    write_published_version(models, "turned", "1", strange_models.turned(), prediction=prediction)
+    inputs = [{"x": np.array([[[value]], [[-value]]], np.int64)} for value in (3, 5, 7)]
+
+    async def scenario(plane: Plane) -> list[InferenceResponse]:
+        return list(await asyncio.gather(*(plane.predict("turned", sent) for sent in inputs)))
+
+    with plane_over(models, tmp_path) as plane:
+        responses = run(scenario(plane))
+        values = [plane.signer.verify(response.prediction_id).value for response in responses]
+    assert values == [3.0, 5.0, 7.0]
+    assert [{spec.name: array.tolist() for spec, array in response.outputs} for response in responses] == [
+        {"y": [[[value, -value]]], "greatest": [[value]]} for value in (3, 5, 7)
+    ]

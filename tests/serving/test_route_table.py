@@ -16,6 +16,7 @@ from gateway.errors import StoreUnavailable
 from gateway.prediction_id import name_hash
 from gateway.runtime.registry import Loader, Registry
 from gateway.runtime.repository import scan
+from gateway.runtime.scheduler import Scheduler
 from gateway.serving import route_table as route_table_module
 from gateway.serving.route_table import RouteTable
 from gateway.state import keys
@@ -37,7 +38,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
     write_version(models, "other", "1", onnx_models.affine(1.0))
     loaded = Registry()
     with ThreadPoolExecutor(1) as pool:
-        Loader("cpu", 1, pool, 30.0, lambda version, batch: None).load_all(scan(models), loaded)
+        Loader("cpu", 1, pool, Scheduler(2), 30.0, lambda version, batch: None).load_all(scan(models), loaded)
         yield loaded
 
 

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from gateway.errors import StartupError
 from gateway.state.embedded import EmbeddedStore
-from gateway.state.process import SOCKET_PATH_LIMIT
+from gateway.state.sockets import SOCKET_PATH_LIMIT
 from tests.support.running import clean_environment, is_alive
 from tests.support.waiting import cancel, wait_until, wait_until_async
 

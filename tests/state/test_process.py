@@ -103,6 +103,27 @@ def test_a_child_that_exits_is_started_again_with_growing_pauses(tmp_path: Path,
     assert times[4] - times[0] >= 0.3
 
 
+def test_whoever_knows_better_starts_it_again_and_the_log_says_how_it_ended(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    child = ChildProcess("child", python("import os; os.kill(os.getpid(), 9)"))
+    child.start()
+    again = asyncio.Event()
+
+    async def start_again() -> None:
+        again.set()
+        child.launch()
+
+    async def scenario() -> None:
+        keeping = asyncio.create_task(child.keep_running(start_again))
+        await again.wait()
+        await cancel(keeping)
+
+    run(scenario())
+    child.stop()
+    assert "the child has exited (SIGKILL); starting it again in 0.02 s" in caplog.text
+
+
 def test_a_running_child_is_left_alone(run: Run) -> None:
     child = ChildProcess("child", SLEEPER)
     child.start()

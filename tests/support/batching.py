@@ -13,6 +13,9 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from gateway.runtime.batcher import DynamicBatcher, Runner
+from gateway.runtime.layout import Layout
+from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.tuner import BatchPolicy, Tuner
 from gateway.runtime.work import Batch, Work
 from gateway.types import Array, Signature
 from tests.support.waiting import wait_until_async
@@ -95,20 +98,28 @@ def batcher(
     on_batch: Callable[[Batch], None] = answer_all,
     clock: Callable[[], float] = time.monotonic,
     max_runs: int = 1,
+    threads: int = 1,
+    max_delay: float = 0.0,
     on_threads: bool = True,
+    scheduler: Scheduler | None = None,
+    layout: Layout | None = None,
 ) -> DynamicBatcher:
-    """A batcher with limits that suit a test.
+    """A batcher with limits that suit a test, alone on its machine unless it is given a scheduler.
 
     Unless told otherwise it never runs on the loop, where a closed gate would stop the test itself.
     """
     made = DynamicBatcher(
         runner,
         executor,
-        max_batch_rows=max_batch_rows,
+        scheduler or Scheduler(max_runs * threads),
+        tuner=Tuner(BatchPolicy((max_batch_rows,))),
         max_queue_rows=max_queue_rows,
         timeout=timeout,
         on_batch=on_batch,
         max_runs=max_runs,
+        threads=threads,
+        max_delay=max_delay,
+        layout=layout,
         clock=clock,
     )
     if on_threads:

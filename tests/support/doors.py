@@ -13,8 +13,8 @@ from typing import Any
 
 import uvloop
 
+from gateway.listener import Listener
 from gateway.runtime.repository import scan
-from gateway.server import Listener
 from gateway.settings import load_settings
 from gateway.state.client import Store, connect
 from gateway.wiring import Gateway

@@ -17,8 +17,9 @@ from gateway.engine_process import EngineProcess
 from gateway.runtime.engine.client import EngineClient, RemoteSession
 from gateway.runtime.engine.remote import EngineLoader, RemoteBatcher
 from gateway.runtime.engine.server import Engine
-from gateway.runtime.registry import ModelVersion
+from gateway.runtime.registry import Loader, ModelVersion
 from gateway.runtime.repository import survey, usable
+from gateway.runtime.scheduler import Scheduler
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, ModelKey
 from tests.support.batching import Caller, answer_all
@@ -56,7 +57,8 @@ async def engine_worker(path: Path, models: Path, arena_bytes: int = ARENA_BYTES
     keeping = asyncio.create_task(client.keep_connected())
     metrics = GatewayMetrics()
     with ThreadPoolExecutor(1) as pool:
-        loader = EngineLoader("cpu", 1, pool, 30.0, lambda _, batch: answer_all(batch), client=client, metrics=metrics)
+        how = ("cpu", 1, pool, Scheduler(1), 30.0, lambda _, batch: answer_all(batch))
+        loader = EngineLoader(*how, client=client, metrics=metrics)
         try:
             yield EngineWorker(models, client, loader, metrics)
         finally:
@@ -68,7 +70,7 @@ async def engine_worker(path: Path, models: Path, arena_bytes: int = ARENA_BYTES
 async def engine_here(models: Path, path: Path) -> AsyncIterator[Engine]:
     """An engine in this loop."""
     with ThreadPoolExecutor(2) as pool:
-        engine = Engine(models, "cpu", 1, pool, 30.0)
+        engine = Engine(models, lambda on_batch: Loader("cpu", 1, pool, Scheduler(2), 30.0, on_batch))
         with engine.listening(path):
             yield engine
 

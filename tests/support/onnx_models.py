@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 18
 IR_VERSION = 9
+WIDE_COLUMNS = 4096
 
 Extents: TypeAlias = Sequence[int | str | None] | None
 
@@ -31,6 +32,11 @@ ONNX_TYPES = {
     "FP64": TensorProto.DOUBLE,
     "BYTES": TensorProto.STRING,
 }
+
+
+def dtype_of(datatype: str) -> Any:
+    """Of the arrays that a tensor of the datatype is made of."""
+    return helper.tensor_dtype_to_np_dtype(ONNX_TYPES[datatype])
 
 
 def value(name: str, datatype: str, shape: Extents) -> Any:
@@ -92,6 +98,13 @@ def lookup() -> bytes:
     node = helper.make_node("Gather", ["table", "index"], ["y"], axis=0)
     table = constant("table", np.arange(8, dtype=np.float32).reshape(4, 2))
     return model([node], [value("index", "INT64", ["n"])], [value("y", "FP32", ["n", 2])], [table])
+
+
+def pairs() -> bytes:
+    """Two numbers become a row of two: fails for an odd number of them, and so for a single row of zeros."""
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"])
+    shape = constant("shape", np.array([-1, 2], np.int64))
+    return model([node], [value("x", "FP32", ["n"])], [value("y", "FP32", ["k", 2])], [shape])
 
 
 def total() -> bytes:
@@ -192,6 +205,18 @@ def large(size: int) -> bytes:
     node = helper.make_node("MatMul", ["x", "m"], ["y"])
     shape: Extents = ["n", columns]
     return model([node], [value("x", "FP32", shape)], [value("y", "FP32", shape)], [constant("m", matrix)])
+
+
+def wide() -> bytes:
+    """`y = relu(x @ a) @ b`, FP32 [rows, 8] to [rows, 1]: in between there are `WIDE_COLUMNS` columns of memory."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "a"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["active"]),
+        helper.make_node("MatMul", ["active", "b"], ["y"]),
+    ]
+    a, b = np.ones((8, WIDE_COLUMNS), np.float32), np.ones((WIDE_COLUMNS, 1), np.float32)
+    constants = [constant("a", a), constant("b", b)]
+    return model(nodes, [value("x", "FP32", ["n", 8])], [value("y", "FP32", ["n", 1])], constants)
 
 
 def write_version(models: Path, name: str, version: str, content: bytes, toml: str = "") -> Path:

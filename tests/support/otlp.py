@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.server import Listener
+from gateway.listener import Listener
 
 KINDS = {1: "internal", 2: "server"}
 STATUSES = {0: "unset", 2: "error"}

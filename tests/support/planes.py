@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner
+from gateway.runtime.memory import ModelMemory
 from gateway.runtime.registry import Loader, Registry
-from gateway.runtime.repository import scan
+from gateway.runtime.repository import scan, selected
+from gateway.runtime.scheduler import Scheduler
 from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.model_control import ModelControl
@@ -91,6 +94,8 @@ def plane_over(
     rate: float = 1.0,
     buffer_bytes: int = 2**24,
     traces: RequestTraces | None = None,
+    model_keys: Path | None = None,
+    memory_bytes: int = 0,
 ) -> Iterator[Plane]:
     """Everything that `wiring.py` connects, without ports. Without a store, routes are the default ones."""
     metrics = GatewayMetrics()
@@ -100,8 +105,19 @@ def plane_over(
     signer = IdSigner(b"a key for this test alone", b"abc")
     plane = DataPlane(registry, routes, signer, metrics, log, random=lambda: 0.5, clock=lambda: NOW, traces=traces)
     with ThreadPoolExecutor(2) as executor:
-        loader = Loader("cpu", 1, executor, 30.0, plane.finish)
-        loader.load_all(scan(models), registry)
+        loader = Loader(
+            *("cpu", 1, executor, Scheduler(2), 30.0, plane.finish),
+            model_keys=model_keys,
+            memory=ModelMemory(memory_bytes),
+        )
+        loader.load_all(selected(scan(models), {}), registry)
         routes.begin()
-        control = ModelControl(models, loader, plane, routes)
+        control = ModelControl(models, loader, plane, routes, metrics)
         yield Plane(plane, registry, routes, signer, metrics, log, loader, control)
+
+
+@contextmanager
+def plane_of(models: Path, store: Store | None = None, **options: Any) -> Iterator[Plane]:
+    """A plane whose last good routes lie beside its models."""
+    with plane_over(models, models.parent, store=store, **options) as plane:
+        yield plane

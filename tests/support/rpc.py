@@ -107,8 +107,8 @@ def refused(call: Callable[[], Any]) -> grpc.Call:
 
 
 @contextmanager
-def occupied(service: Any, gateway: GatewayProcess) -> Iterator[None]:
-    """The model `busy` runs inside, with one request of one row in its queue; both are answered at the end."""
+def occupied(service: Any, gateway: GatewayProcess, *, queued: int = 1) -> Iterator[None]:
+    """The model `busy` runs inside, with one request of one row in its queue, or none; they are answered at the end."""
     occupying = service.ModelInfer.future(turns_request(50_000))
     while True:
         # RPCs overtake each other: one that is answered at once came before the long one.
@@ -116,9 +116,12 @@ def occupied(service: Any, gateway: GatewayProcess) -> Iterator[None]:
         wait_until(partial(_is_settled, waiting, gateway))
         if not waiting.done():
             break
+    if not queued:
+        waiting.cancel()
+        wait_until(lambda: metric(gateway, "gateway_queue_rows", model="busy") == 0)
     assert not occupying.done()
     yield
-    for call in (occupying, waiting):
+    for call in (occupying, waiting) if queued else (occupying,):
         assert call.result().outputs[0].shape == [1, 1]
 
 

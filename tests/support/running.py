@@ -36,6 +36,8 @@ def children_of(pid: int) -> dict[str, int]:
         kinds = {b"collect": "collector", b"engine": "engine"}
         names = [kinds[word] for word in command if word in kinds]
         kind = names[0] if names else "store" if b"valkey" in command[0] else command[0].decode()
+        if b"worker" in command:
+            kind = f"worker {command[command.index(b'worker') + 1].decode()}"
         found[kind] = int(name)
     return found
 

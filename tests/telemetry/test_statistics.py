@@ -39,11 +39,9 @@ def test_durations_are_summed_over_requests_and_those_of_a_batch_size_over_runs(
     clock = Clock()
     statistics = VersionStatistics(clock)
     # Two requests with three rows that waited 0.25 and 0.5 s, ran for 1 s and were answered in 0.125 s.
-    clock.now = 11.125
-    statistics.record(2, 3, 0.75, 3, 10.0, 11.0)
+    statistics.record(2, 3, 0.75, 3, 10.0, 11.0, 11.125)
     # One request with three rows: no wait, 2 s, answered at once.
-    clock.now = 22.0
-    statistics.record(1, 3, 0.0, 3, 20.0, 22.0)
+    statistics.record(1, 3, 0.0, 3, 20.0, 22.0, 22.0)
     clock.now = 25.0
     document = statistics.document(KEY, NOW)
     assert document["inference_count"] == 6
@@ -71,14 +69,14 @@ def test_durations_are_summed_over_requests_and_those_of_a_batch_size_over_runs(
 def test_batch_sizes_are_told_in_order() -> None:
     statistics = VersionStatistics(Clock())
     for rows in (8, 1, 8, 64):
-        statistics.record(1, rows, 0.0, rows, 0.0, 0.0)
+        statistics.record(1, rows, 0.0, rows, 0.0, 0.0, 0.0)
     batches = statistics.document(KEY, NOW)["batch_stats"]
     assert [(batch["batch_size"], batch["compute_infer"]["count"]) for batch in batches] == [(1, 1), (8, 2), (64, 1)]
 
 
 def test_a_run_whose_callers_all_left_is_an_execution_of_no_requests() -> None:
     statistics = VersionStatistics(Clock())
-    statistics.record(0, 0, 0.0, 4, 0.0, 0.0)
+    statistics.record(0, 0, 0.0, 4, 0.0, 0.0, 0.0)
     document = statistics.document(KEY, NOW)
     assert (document["inference_count"], document["execution_count"]) == (0, 1)
     assert durations(document)["success"] == (0, 0)

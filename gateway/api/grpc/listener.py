@@ -28,8 +28,12 @@ class GrpcListener:
         max_message_bytes: int,
         shutdown_timeout: float,
         tls: tuple[Path, Path] | None = None,
+        is_shared: bool = False,
     ) -> None:
-        """`tls` is the certificate chain and its key. Raises `StartupError` if the address cannot be had."""
+        """`tls` is the certificate chain and its key; the port of several workers `is_shared`.
+
+        Raises `StartupError` if the address cannot be had.
+        """
         self._service = service
         self._shutdown_timeout = shutdown_timeout
         options = (
@@ -39,8 +43,8 @@ class GrpcListener:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", MAX_CONCURRENT_STREAMS),
             ("grpc.keepalive_time_ms", KEEP_ALIVE_MS),
-            # Two gateways on one port would share its connections instead of one being told.
-            ("grpc.so_reuseport", 0),
+            # Otherwise two gateways on one port would share its connections instead of one being told.
+            ("grpc.so_reuseport", int(is_shared)),
         )
         self._server = grpc.aio.server(handlers=[service.handlers()], options=options)
         try:

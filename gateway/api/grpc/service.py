@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -24,10 +25,12 @@ from gateway.api.grpc.status import refuse, status_of
 from gateway.api.grpc.stream import AnswerStream
 from gateway.errors import GatewayError, InvalidRequest, NotFound, Unavailable, Unsupported
 from gateway.protocol.model_control import version_to_load, version_to_unload
-from gateway.protocol.parameters import NO_SHARED_MEMORY
+from gateway.protocol.parameters import NO_SHARED_MEMORY, Schedule
+from gateway.serving.call import Call
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.inventory import EXTENSIONS, REPOSITORY_EXTENSIONS, SERVER_NAME, Inventory
 from gateway.serving.model_control import ModelControl
+from gateway.serving.upward import Upward
 from gateway.telemetry.metrics import ERRORS, GatewayMetrics
 from gateway.types import InferenceResponse
 
@@ -35,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 PREDICTION_ID = "prediction-id"
+SERVER_TIMING = "server-timing"
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Unary: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
@@ -52,11 +56,13 @@ class InferenceService:
         metrics: GatewayMetrics,
         *,
         control_public: bool,
+        upward: Upward | None = None,
     ) -> None:
-        """`control_public` lets clients load and unload models."""
+        """`control_public` lets clients load and unload models; a worker goes `upward` for what is about all."""
         self._plane = plane
         self._inventory = inventory
-        self._control = control
+        self._control = upward or control
+        self._upward = upward
         self._metrics = metrics
         self._control_public = control_public
         self._extensions = EXTENSIONS + REPOSITORY_EXTENSIONS if control_public else EXTENSIONS
@@ -95,23 +101,24 @@ class InferenceService:
 
     async def model_infer(self, message: pb.ModelInferRequest, context: Context) -> pb.ModelInferResponse:
         """One prediction. Its id is in the trailing metadata and among the parameters."""
-        response, answer = await self._predict(message, _headers(context))
-        context.set_trailing_metadata(((PREDICTION_ID, response.prediction_id),))
+        call, answer = await self._predict(message, _headers(context), context)
+        told = ((PREDICTION_ID, call.prediction_id.decode()), (SERVER_TIMING, call.timing.decode()))
+        context.set_trailing_metadata(tuple(field for field in told if field[1]))
         return answer
 
     async def model_stream_infer(self, _messages: Any, context: Context) -> None:
         """Predictions over one stream, each answered when it is done, whatever came before it."""
         headers = _headers(context)
-        await AnswerStream(context, lambda message: self._stream_answer(message, headers), self._closing).run()
+        await AnswerStream(context, lambda message: self._stream_answer(message, headers, context), self._closing).run()
 
     async def _stream_answer(
-        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str]
+        self, message: pb.ModelInferRequest | GatewayError, headers: Mapping[str, str], context: Context
     ) -> pb.ModelStreamInferResponse:
         request_id = "" if isinstance(message, GatewayError) else message.id
         try:
             if isinstance(message, GatewayError):
                 raise message
-            _, answer = await self._predict(message, headers)
+            _, answer = await self._predict(message, headers, context)
         except GatewayError as error:
             failed = pb.ModelInferResponse(id=request_id)
             stream_answer = pb.ModelStreamInferResponse(error_message=status_of(error).details, infer_response=failed)
@@ -121,12 +128,14 @@ class InferenceService:
         return stream_answer
 
     async def _predict(
-        self, message: pb.ModelInferRequest, headers: Mapping[str, str]
-    ) -> tuple[InferenceResponse, pb.ModelInferResponse]:
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], context: Context
+    ) -> tuple[Call, pb.ModelInferResponse]:
         """Raises `GatewayError`, counted."""
         try:
-            response = await self._outcome(message, headers)
-            return response, encode_response(response)
+            call, response = await self._outcome(message, headers, _schedule(context))
+            answer = encode_response(response)
+            response.note_encoded()
+            return call, answer
         except GatewayError as error:
             self._count(message.model_name, error)
             raise
@@ -136,7 +145,9 @@ class InferenceService:
             self._count(message.model_name, hidden)
             raise hidden from error
 
-    async def _outcome(self, message: pb.ModelInferRequest, headers: Mapping[str, str]) -> InferenceResponse:
+    async def _outcome(
+        self, message: pb.ModelInferRequest, headers: Mapping[str, str], schedule: Schedule | None
+    ) -> tuple[Call, InferenceResponse]:
         """Submit and wait. Whoever cancels, or whose deadline passes, is not run."""
         answered: asyncio.Future[InferenceResponse | GatewayError] = asyncio.get_running_loop().create_future()
 
@@ -145,7 +156,9 @@ class InferenceService:
             if not answered.done():
                 answered.set_result(outcome)
 
-        call = self._plane.submit(decode_request(message, headers), reply)
+        received = time.monotonic()
+        call = self._plane.submit(decode_request(message, headers), reply, schedule)
+        call.received = received
         try:
             outcome = await answered
         finally:
@@ -153,7 +166,7 @@ class InferenceService:
             self._plane.abandon(call)
         if isinstance(outcome, GatewayError):
             raise outcome
-        return outcome
+        return call, outcome
 
     def _count(self, model: str, error: GatewayError) -> None:
         self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", error.code)
@@ -195,7 +208,10 @@ class InferenceService:
         self, message: pb.ModelStatisticsRequest, _context: Context
     ) -> pb.ModelStatisticsResponse:
         """Of a version, of all versions of a model, or of everything."""
-        document = self._inventory.statistics(message.name or None, message.version or None)
+        named = message.name or None, message.version or None
+        document = self._inventory.statistics(*named)
+        if self._upward is not None:
+            document = await self._upward.statistics(*named)
         return ParseDict(document, pb.ModelStatisticsResponse())
 
     async def repository_index(
@@ -278,6 +294,12 @@ def _headers(context: Context) -> Mapping[str, str]:
         if isinstance(value, str):
             headers.setdefault(name, value)
     return headers
+
+
+def _schedule(context: Context) -> Schedule | None:
+    """What the client's deadline asks of the queue. gRPC itself ends the call when it passes."""
+    remaining = context.time_remaining()
+    return None if remaining is None else Schedule(patience=remaining)
 
 
 def _check_repository(message: Any) -> None:

@@ -20,6 +20,7 @@ CODES = {
     500: grpc.StatusCode.INTERNAL,
     501: grpc.StatusCode.UNIMPLEMENTED,
     503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 MAX_DETAIL_BYTES = 2_000
 """Details travel percent-encoded in a header, three bytes for one of most, and clients take 8 KiB of headers."""

@@ -58,10 +58,10 @@ class Channel:
         try:
             data = encode(message)
         except ValueError:
-            _close(descriptor)
+            close_descriptor(descriptor)
             raise
         if self.is_closed:
-            _close(descriptor)
+            close_descriptor(descriptor)
         elif self._unsent:
             self._unsent.append((data, descriptor))
         elif not self._try_send(data, descriptor):
@@ -78,7 +78,7 @@ class Channel:
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
         for _, descriptor in self._unsent:
-            _close(descriptor)
+            close_descriptor(descriptor)
         self._unsent.clear()
         self._on_close()
 
@@ -92,7 +92,7 @@ class Channel:
             # Not from here: whoever sends is in the middle of something.
             logger.debug("a message could not be sent: %s", error)
             self._loop.call_soon(self.close)
-        _close(descriptor)
+        close_descriptor(descriptor)
         return True
 
     def _write(self) -> None:
@@ -120,7 +120,7 @@ class Channel:
             message = decode(memoryview(self._buffer)[:size])
         except (ValueError, KeyError, TypeError):
             logger.exception("not a message; closing the connection")
-            _close(descriptor)
+            close_descriptor(descriptor)
             self.close()
             return
         try:
@@ -175,6 +175,7 @@ def _descriptor_in(ancillary: list[tuple[int, int, bytes]]) -> int | None:
     return None
 
 
-def _close(descriptor: int | None) -> None:
+def close_descriptor(descriptor: int | None) -> None:
+    """Of what came with a message, if anything did."""
     if descriptor is not None:
         os.close(descriptor)

@@ -10,10 +10,17 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from gateway.errors import GatewayError, InferenceFailed, PayloadTooLarge, StartupError, Unavailable
+from gateway.errors import (
+    GatewayError,
+    InferenceFailed,
+    NotEnoughMemory,
+    PayloadTooLarge,
+    StartupError,
+    Unavailable,
+)
 from gateway.protocol.parameters import Schedule
 from gateway.runtime.engine.arena import Arena, attach_memory
-from gateway.runtime.engine.channel import Channel, connect
+from gateway.runtime.engine.channel import Channel, close_descriptor, connect
 from gateway.runtime.engine.messages import (
     Cancel,
     Done,
@@ -65,11 +72,15 @@ class RemoteRun:
 class RemoteSession:
     """A version in the engine. On a new connection it is loaded again, under another handle."""
 
-    def __init__(self, client: EngineClient, key: ModelKey, loaded: Loaded) -> None:
+    def __init__(self, client: EngineClient, key: ModelKey, loaded: Loaded, manifest: bytes) -> None:
         self.key = key
+        self.loaded = loaded
+        """What the engine said of it first."""
         self.signature = loaded.signature
+        self.manifest = manifest
+        """As JSON, as it was verified; empty without one."""
         self.batch_rows = loaded.batch_rows
-        self.runs = loaded.runs
+        """That a run may have now."""
         self.handle = loaded.handle
         self.problem: str | None = None
         """Why nothing can be run now."""
@@ -114,7 +125,7 @@ class Link:
         self._channel = Channel(sock, self._take, self._lose)
         self._on_lost = on_lost
         self._numbers = count(1)
-        self._loads: dict[int, asyncio.Future[Loaded]] = {}
+        self._loads: dict[int, asyncio.Future[tuple[Loaded, bytes]]] = {}
         self._running: dict[int, RemoteRun] = {}
         self._held: deque[RemoteRun] = deque()
         """For these the arena had no room; oldest first. Bounded by what the batchers may have in flight."""
@@ -136,12 +147,15 @@ class Link:
         """Whoever waits for something is told."""
         self._channel.close()
 
-    async def load(self, key: ModelKey) -> Loaded:
-        """Raises `StartupError` if the engine refuses or ends."""
+    async def load(self, key: ModelKey) -> tuple[Loaded, bytes]:
+        """What the engine says of it, and its manifest.
+
+        Raises `StartupError` if the engine refuses or ends, `NotEnoughMemory` if it has no room.
+        """
         if self.lost.is_set():
             raise StartupError(GONE)
         number = next(self._numbers)
-        loading: asyncio.Future[Loaded] = self._loop.create_future()
+        loading: asyncio.Future[tuple[Loaded, bytes]] = self._loop.create_future()
         self._loads[number] = loading
         self._channel.send(Load(number, *key))
         return await loading
@@ -179,16 +193,15 @@ class Link:
         run.inputs.write(self._arena.memory, block)
         run.number = next(self._numbers)
         self._running[run.number] = run
-        priority, timeout = run.schedule or Schedule()
+        schedule = run.schedule or Schedule()
         message = Run(
             run.number,
             run.session.handle,
             run.rows,
-            *(block, run.inputs.layout),
+            *(block, run.inputs.places),
             *(block + size, room),
             run.enqueued,
-            priority,
-            timeout,
+            *(schedule.priority, schedule.timeout),
         )
         try:
             self._channel.send(message)
@@ -205,10 +218,12 @@ class Link:
             loading = self._loads.pop(message.number)
             if loading.cancelled():
                 self.unload(message.handle)
+                close_descriptor(descriptor)
             else:
-                loading.set_result(message)
+                loading.set_result((message, _content(descriptor, message.manifest_bytes)))
         elif isinstance(message, Refused):
-            self._refuse(self._loads.pop(message.number), message.problem)
+            kind = NotEnoughMemory if message.is_for_memory else StartupError
+            self._refuse(self._loads.pop(message.number), kind(message.problem))
         elif isinstance(message, Welcome):
             self._welcome.set_result(message)
         else:
@@ -218,11 +233,12 @@ class Link:
         run = self._running[message.number]
         specs = run.session.signature.outputs
         run.session.learn(run.rows, message.size)
+        run.session.batch_rows = message.chosen_rows
         if descriptor is not None:
-            return unpack(specs, message.layout, attach_memory(descriptor, message.size), 0)
+            return unpack(specs, message.places, attach_memory(descriptor, message.size), 0)
         # Answers may be written, and rows logged, after the block has gone to the next.
         start = run.block + run.inputs.size
-        return [array.copy() for array in unpack(specs, message.layout, self._arena.memory, start)]
+        return [array.copy() for array in unpack(specs, message.places, self._arena.memory, start)]
 
     def _end(self, run: RemoteRun, outcome: list[Array] | GatewayError, done: Done | None) -> None:
         self._settle(run, outcome, done)
@@ -235,9 +251,9 @@ class Link:
         # Later, so that nothing that an answer brings about can break the connection.
         self._loop.call_soon(run.on_end, outcome, done and done.started, done.batch_rows if done else 0)
 
-    def _refuse(self, loading: asyncio.Future[Loaded], problem: str) -> None:
+    def _refuse(self, loading: asyncio.Future[tuple[Loaded, bytes]], problem: StartupError) -> None:
         if not loading.cancelled():
-            loading.set_exception(StartupError(problem))
+            loading.set_exception(problem)
 
     def _lose(self) -> None:
         self.lost.set()
@@ -245,7 +261,7 @@ class Link:
         if not self._welcome.done():
             self._welcome.set_exception(ConnectionError(GONE))
         for loading in self._loads.values():
-            self._refuse(loading, "the engine process ended while it loaded the model")
+            self._refuse(loading, StartupError("the engine process ended while it loaded the model"))
         self._loads.clear()
         runs = [*self._running.values(), *self._held]
         self._running.clear()
@@ -312,7 +328,7 @@ class EngineClient:
         except TimeoutError as error:
             raise StartupError(GONE) from error
         link = self.link
-        session = RemoteSession(self, key, await link.load(key))
+        session = RemoteSession(self, key, *await link.load(key))
         self._sessions.add(session)
         if link.lost.is_set():
             # In the turn in between: it is loaded again with the others.
@@ -322,7 +338,7 @@ class EngineClient:
     async def _load_again(self, session: RemoteSession) -> None:
         link = self.link
         try:
-            loaded = await link.load(session.key)
+            loaded, _ = await link.load(session.key)
         except StartupError as error:
             logger.error("%s is not back: %s", session.key, error)
             session.problem = str(error)
@@ -331,7 +347,7 @@ class EngineClient:
             return
         if session not in self._sessions:
             link.unload(loaded.handle)
-        elif loaded.signature != session.signature:
+        elif loaded.digest != session.loaded.digest:
             link.unload(loaded.handle)
             session.problem = "its file has changed since it was loaded; unload it and load it again"
         else:
@@ -357,3 +373,11 @@ class EngineClient:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 return link
+
+
+def _content(descriptor: int | None, size: int) -> bytes:
+    """What lies in the memory that came."""
+    if descriptor is None:
+        return b""
+    with attach_memory(descriptor, size) as memory:
+        return memory[:]

@@ -12,13 +12,17 @@ import orjson
 
 from gateway.errors import (
     DeadlineExceeded,
+    DeadlineUnreachable,
     GatewayError,
     InferenceFailed,
     InvalidRequest,
     TooManyRequests,
     Unavailable,
 )
-from gateway.runtime.engine.tensors import Layout
+from gateway.runtime.engine.tensors import Places
+from gateway.runtime.layout import Layout
+from gateway.runtime.registry import ModelVersion
+from gateway.runtime.repository import Stamp
 from gateway.runtime.session import Device
 from gateway.types import Signature, TensorSpec
 
@@ -53,14 +57,32 @@ class Loaded(NamedTuple):
     handle: int
     inputs: list[list[Any]]
     outputs: list[list[Any]]
+    shares_runs: bool
+    is_put_together_here: bool
+    """Whether only the engine can put the rows of callers together, as it pads them; a message is one caller's then."""
     batch_rows: int
-    """The best number of rows in one run, and of runs at once."""
+    """Rows that a run may have now, and the most runs at once."""
     runs: int
+    stamp: list[Any]
+    """Of the files that were read, and their digest."""
+    digest: str
+    manifest_bytes: int
+    """With it comes a descriptor of as much JSON, the manifest as it was verified; 0 for a version without."""
 
     @property
     def signature(self) -> Signature:
         """Of the version."""
         return Signature(_specs(self.inputs), _specs(self.outputs))
+
+    @property
+    def layout(self) -> Layout:
+        """By which a worker puts the rows of its callers together."""
+        return Layout(self.signature, shares_runs=self.shares_runs and not self.is_put_together_here)
+
+    @property
+    def files(self) -> Stamp:
+        """The stamp."""
+        return tuple(map(_hashable, self.stamp))
 
 
 class Refused(NamedTuple):
@@ -68,6 +90,8 @@ class Refused(NamedTuple):
 
     number: int
     problem: str
+    is_for_memory: bool = False
+    """There is no room for it."""
 
 
 class Unload(NamedTuple):
@@ -83,7 +107,7 @@ class Run(NamedTuple):
     handle: int
     rows: int
     start: int
-    layout: Layout
+    places: Places
     room_start: int
     room: int
     """Bytes for the outputs, and where they begin."""
@@ -104,13 +128,15 @@ class Done(NamedTuple):
     """The outputs lie in their room, or in memory of their own whose descriptor comes with the message."""
 
     number: int
-    layout: Layout
+    places: Places
     size: int
     """Of the outputs together."""
     started: float
     batch_rows: int
     """Of the run on the device, with the rows of others: told to the first of them, 0 to the rest, so that each run is
     counted once."""
+    chosen_rows: int
+    """That the next run may have."""
 
 
 class Failed(NamedTuple):
@@ -133,7 +159,8 @@ _KINDS: dict[str, type[Message]] = {
     kind.__name__: kind for kind in (Hello, Welcome, Load, Loaded, Refused, Unload, Run, Cancel, Done, Failed)
 }
 _ERRORS = {
-    kind.code: kind for kind in (InvalidRequest, InferenceFailed, TooManyRequests, Unavailable, DeadlineExceeded)
+    kind.code: kind
+    for kind in (InvalidRequest, InferenceFailed, TooManyRequests, Unavailable, DeadlineExceeded, DeadlineUnreachable)
 }
 
 
@@ -151,10 +178,24 @@ def decode(data: bytes | memoryview) -> Message:
     return _KINDS[kind](*fields)
 
 
-def loaded(number: int, handle: int, signature: Signature, batch_rows: int, runs: int) -> Loaded:
+def loaded(number: int, handle: int, version: ModelVersion, manifest_bytes: int) -> Loaded:
     """The answer to a `Load`."""
-    inputs, outputs = ([list(spec) for spec in specs] for specs in (signature.inputs, signature.outputs))
-    return Loaded(number, handle, inputs, outputs, batch_rows, runs)
+    inputs, outputs = ([list(spec) for spec in specs] for specs in version.signature)
+    warm = version.warm
+    assert warm is not None  # noqa: S101 -- the engine runs what it loads
+    return Loaded(
+        number,
+        handle,
+        inputs,
+        outputs,
+        version.layout.shares_runs,
+        version.layout.padding is not None,
+        version.batcher.chosen_rows,
+        max(use.runs for use in (warm.core_use, *([warm.spare.core_use] if warm.spare is not None else ()))),
+        list(version.stamp),
+        version.digest,
+        manifest_bytes,
+    )
 
 
 def failed(number: int, error: GatewayError) -> Failed:

@@ -7,16 +7,22 @@ caller by caller stay here.
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from gateway.errors import GatewayError, Unavailable
 from gateway.protocol.parameters import Schedule
 from gateway.runtime.answers import AnswerReader
-from gateway.runtime.batcher import Batcher
+from gateway.runtime.batching import BUSY, Batcher, Departure
+from gateway.runtime.cost_model import CostModel
 from gateway.runtime.engine.client import RETRY_AFTER_SECONDS, EngineClient, RemoteRun, RemoteSession
 from gateway.runtime.engine.tensors import pack
-from gateway.runtime.manifest import read_manifest
+from gateway.runtime.layout import Layout
+from gateway.runtime.manifest import MANIFEST_FILE, parse_manifest
+from gateway.runtime.queue import ALONE
 from gateway.runtime.registry import Loader, ModelVersion
 from gateway.runtime.repository import VersionFolder
 from gateway.runtime.work import Batch, Work
@@ -33,6 +39,7 @@ class RemoteBatcher(Batcher):
     def __init__(
         self,
         session: RemoteSession,
+        layout: Layout,
         *,
         max_queue_rows: int,
         timeout: float,
@@ -41,21 +48,31 @@ class RemoteBatcher(Batcher):
     ) -> None:
         """`count_device_batch` gets the rows of each run on the device; the rest is as for any batcher."""
         super().__init__(
-            session.signature,
-            max_batch_rows=session.batch_rows,
-            max_queue_rows=max_queue_rows,
-            timeout=timeout,
-            on_batch=on_batch,
-            max_runs=session.runs + SENT_AHEAD,
+            layout, max_queue_rows=max_queue_rows, timeout=timeout, on_batch=on_batch, clock=time.monotonic
         )
         self._session = session
         self._count_device_batch = count_device_batch
+        self._input_names = [spec.name for spec in session.signature.inputs]
+        self._cost = CostModel()
+        """Of a message, from here to the engine and back."""
         self._sent: dict[RemoteRun, list[Work]] = {}
 
     @property
     def problem(self) -> str | None:
         """Why the engine cannot run anything of this version now."""
         return self._session.problem
+
+    @property
+    def chosen_rows(self) -> int:
+        """As the engine said last."""
+        return self._session.batch_rows
+
+    @property
+    def _max_messages(self) -> int:
+        """On their way at once."""
+        messages = self._session.loaded.runs + SENT_AHEAD
+        # Where each is one caller's, as many as have the rows of the runs.
+        return messages * self._session.batch_rows if self._session.loaded.is_put_together_here else messages
 
     def submit(self, work: Work) -> None:
         """As ever; raises `Unavailable` while the engine is away, too."""
@@ -70,27 +87,66 @@ class RemoteBatcher(Batcher):
             if work in works and all(one.is_cancelled for one in works):
                 self._session.cancel(run)
 
-    def _begin(self, works: list[Work], inputs: dict[str, Array], rows: int, started: float) -> None:
+    def _schedule(self) -> None:
+        if not self._is_scheduled and self._running < self._max_messages:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._is_scheduled = False
+        now = self._clock()
+        bucket = self.queue.oldest(now)
+        try:
+            if bucket is not None:
+                most = self._session.batch_rows if self._is_batchable else ALONE
+                works = self.queue.take_from(bucket, most, now)
+                self._send(works, Departure(now, self._reason(bucket)))
+        finally:
+            # Whatever a caller's reply does, the next batch must run.
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self.queue.buckets:
+            self._why = BUSY
+            self._schedule()
+        elif not self._running:
+            self._idle.set()
+
+    def _send(self, works: list[Work], departure: Departure) -> None:
+        gathered = self._gather(works, departure)
+        if gathered is None:
+            return
+        works, rows, inputs = gathered
         try:
             packed = pack(self._session.signature.inputs, [inputs[name] for name in self._input_names])
         except (ValueError, MemoryError) as error:
-            self._finish(works, {}, started, error)
+            self._finish(works, {}, departure, error)
             return
 
         def end(outcome: list[Array] | GatewayError, began: float | None, device_rows: int) -> None:
             del self._sent[run]
             self._running -= 1
-            if device_rows:
-                self._count_device_batch(device_rows)
-            if began is not None:
-                self._cost.observe(rows, self._clock() - began)
-            self._finish(works, inputs, began or started, outcome)
+            try:
+                if device_rows:
+                    self._count_device_batch(device_rows)
+                if began is not None:
+                    self._cost.observe(rows, self._clock() - departure.at)
+                self._finish(works, inputs, departure._replace(at=began or departure.at), outcome)
+            finally:
+                self._go_on()
 
         enqueued = max([work.enqueued for work in works])
         run = RemoteRun(self._session, packed, rows, enqueued, self._common_schedule(works), end)
         self._sent[run] = works
         self._running += 1
         self._session.send(run)
+
+    def _expect(self) -> None:
+        rows = self._session.batch_rows
+        seconds = self._cost.predict(rows)
+        if 0.0 < seconds < math.inf:
+            # Little's law (1961): what is on its way, over how long it is.
+            self.queue.expect(rows / seconds * (self._session.loaded.runs + SENT_AHEAD))
 
     def _common_schedule(self, works: list[Work]) -> Schedule | None:
         """In the engine a message has the best priority of its callers, and a timeout if all of them said one."""
@@ -120,19 +176,27 @@ class EngineLoader(Loader):
 
     def load(self, folder: VersionFolder) -> ModelVersion:
         """Load one version. Raises `StartupError` with the engine's reason, which verifies the files, too."""
-        manifest = read_manifest(folder.folder)
         session = self.client.load(folder.key)
+        loaded = session.loaded
+        layout = loaded.layout
         try:
-            answers = AnswerReader(manifest.prediction, session.signature) if manifest is not None else None
+            manifest = parse_manifest(folder.folder / MANIFEST_FILE, session.manifest) if session.manifest else None
+            answers = AnswerReader(manifest.prediction, layout.signature) if manifest is not None else None
         except BaseException:
             session.close()
             raise
         batcher = RemoteBatcher(
             session,
+            layout,
             max_queue_rows=folder.config.batching.max_queue_rows,
             timeout=self.request_timeout,
             on_batch=lambda batch: self.on_batch(version, batch),
             count_device_batch=self.metrics.version(folder.key).engine_batch_rows.observe_one,
         )
-        version = ModelVersion(folder.key, session.signature, folder.config, manifest, answers, session, batcher)
+        version = ModelVersion(
+            *(folder.key, layout.signature, folder.config, manifest, answers, session, None, layout, batcher),
+            stamp=loaded.files,
+            digest=loaded.digest,
+            memory=self.memory,
+        )
         return version

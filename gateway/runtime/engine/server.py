@@ -10,21 +10,21 @@ import asyncio
 import logging
 import mmap
 import socket
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import Executor
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from gateway.errors import GatewayError, InferenceFailed, StartupError, Unavailable
+from gateway.errors import GatewayError, InferenceFailed, NotEnoughMemory, StartupError, Unavailable
 from gateway.protocol.parameters import DEFAULT_PRIORITY, Schedule
 from gateway.runtime.engine import messages
 from gateway.runtime.engine.arena import attach_memory, create_memory
 from gateway.runtime.engine.channel import Channel, is_same_user, listen
 from gateway.runtime.engine.messages import Cancel, Done, Hello, Load, Message, Refused, Run, Unload, Welcome
 from gateway.runtime.engine.tensors import pack, unpack
-from gateway.runtime.memory import give_back
-from gateway.runtime.registry import Loader, ModelVersion
+from gateway.runtime.memory import MEBIBYTE, give_back
+from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.repository import survey, usable
 from gateway.runtime.session import Device
 from gateway.runtime.work import Batch, Work
@@ -49,11 +49,15 @@ class Resident:
 class Engine:
     """The versions that at least one worker uses, each once."""
 
-    def __init__(self, models: Path, device: Device, threads: int, executor: Executor, request_timeout: float) -> None:
-        """As a gateway that runs its models itself; see `Loader`."""
-        self.device = device
+    def __init__(self, models: Path, make_loader: Callable[[Callable[[ModelVersion, Batch], None]], Loader]) -> None:
+        """`make_loader` gets what is to be done with finished batches."""
         self._models = models
-        self._loader = Loader(device, threads, executor, request_timeout, _answer)
+        self._loader = make_loader(_answer)
+        self.device: Device = self._loader.device
+        self.registry = Registry()
+        """What workers use, for those who look after what is loaded."""
+        # Always the same one: of what a thread frees, the C library keeps some for this thread's next allocations.
+        self._thread = ThreadPoolExecutor(1, "models")
         self._residents: dict[ModelKey, Resident] = {}
         self._one_at_a_time = asyncio.Lock()
         """Loads measure how fast a model is."""
@@ -105,6 +109,7 @@ class Engine:
         if not resident.users:
             version = resident.version
             del self._residents[version.key]
+            self.registry.remove(version.key)
             self.begin(self._free(version))
 
     def begin(self, work: Coroutine[None, None, None]) -> None:
@@ -115,8 +120,10 @@ class Engine:
 
     async def _load(self, key: ModelKey) -> ModelVersion:
         async with self._one_at_a_time:
-            version = await asyncio.to_thread(self._load_now, key)
-        logger.info("loaded %s", key)
+            loop = asyncio.get_running_loop()
+            version = await loop.run_in_executor(self._thread, self._load_now, key)
+        self.registry.add(version)
+        logger.info("loaded %s, which holds %.1f MiB", key, version.memory_bytes / MEBIBYTE)
         return version
 
     def _load_now(self, key: ModelKey) -> ModelVersion:
@@ -164,21 +171,18 @@ class Worker:
         except Exception as error:
             if not isinstance(error, StartupError | OSError):
                 logger.exception("loading %s/%s failed", message.name, message.version)
-            self._channel.send(Refused(message.number, str(error)))
+            self._channel.send(Refused(message.number, str(error), isinstance(error, NotEnoughMemory)))
             return
         if self._channel.is_closed:
             self._engine.release(resident)
             return
         handle = next(self._new_handle)
-        batcher = resident.version.batcher
-        loaded = messages.loaded(
-            message.number, handle, resident.version.signature, batcher.max_batch_rows, batcher.max_runs
-        )
+        descriptor, size = _manifest_of(resident.version)
         try:
-            self._channel.send(loaded)
+            self._channel.send(messages.loaded(message.number, handle, resident.version, size), descriptor)
         except ValueError as error:
             self._engine.release(resident)
-            self._channel.send(Refused(message.number, f"too many tensors for the engine process: {error}"))
+            self._channel.send(Refused(message.number, f"too much to tell from the engine process: {error}"))
             return
         self._handles[handle] = resident
 
@@ -186,7 +190,7 @@ class Worker:
         assert self._memory is not None  # noqa: S101 -- a worker says hello first
         version = self._handles[message.handle].version
         specs = version.signature.inputs
-        arrays = unpack(specs, message.layout, self._memory, message.start)
+        arrays = unpack(specs, message.places, self._memory, message.start)
         inputs = {spec.name: values for spec, values in zip(specs, arrays, strict=True)}
         work = RemoteWork(self, version, message, inputs)
         self._works[message.number] = work
@@ -218,7 +222,9 @@ class Worker:
         else:
             descriptor, memory = create_memory(packed.size)
             packed.write(memory, 0)
-        self._channel.send(Done(message.number, packed.layout, packed.size, started, batch_rows), descriptor)
+        chosen_rows = work.version.batcher.chosen_rows
+        done = Done(message.number, packed.places, packed.size, started, batch_rows, chosen_rows)
+        self._channel.send(done, descriptor)
         del self._works[message.number]
         return True
 
@@ -255,15 +261,29 @@ class RemoteWork(Work):
         self.worker.fail(self, error)
 
 
-def _answer(_version: ModelVersion, batch: Batch) -> None:
+def _manifest_of(version: ModelVersion) -> tuple[int | None, int]:
+    """The descriptor of memory that holds it, and its size there."""
+    if version.manifest is None:
+        return None, 0
+    content = version.manifest.model_dump_json(exclude_unset=True).encode()
+    descriptor, memory = create_memory(len(content))
+    with memory:
+        memory[:] = content
+    return descriptor, len(content)
+
+
+def _answer(version: ModelVersion, batch: Batch) -> None:
     """Give each worker its rows. One for whom that fails gets the error alone."""
     untold = batch.rows
     for work in batch.works:
         assert isinstance(work, RemoteWork)  # noqa: S101 -- nothing else is submitted here
-        outputs = [batch.rows_of(work, output) for output in batch.outputs]
+        outputs = [version.layout.output_of(batch, work, index) for index in range(len(batch.outputs))]
         try:
             if work.worker.answer(work, outputs, batch.started, untold):
                 untold = 0
         except (ValueError, OSError, MemoryError) as error:
             logger.exception("the outputs of %s could not be handed over", work.version.key)
             work.fail(InferenceFailed(f"the outputs could not be handed over: {error}"))
+    queued = sum([batch.started - work.enqueued for work in batch.works])
+    ended = batch.finished
+    version.statistics.record(len(batch.works), batch.rows, queued, batch.rows, batch.started, ended, ended)

@@ -16,7 +16,7 @@ from gateway.protocol.raw_tensor import decode_raw, encode_raw
 from gateway.runtime.engine.arena import aligned
 from gateway.types import Array, TensorSpec
 
-Layout: TypeAlias = list[tuple[list[int], int]]
+Places: TypeAlias = list[tuple[list[int], int]]
 """Shape and length in bytes of each tensor, in the order of the signature."""
 
 GUESSED_TEXT_BYTES = 60
@@ -26,7 +26,7 @@ GUESSED_TEXT_BYTES = 60
 class Packed(NamedTuple):
     """Tensors on their way into shared memory."""
 
-    layout: Layout
+    places: Places
     parts: list[bytes | memoryview]
     size: int
     """Of all of them with the gaps between them."""
@@ -41,18 +41,18 @@ class Packed(NamedTuple):
 def pack(specs: Sequence[TensorSpec], arrays: Sequence[Array]) -> Packed:
     """Get ready to write tensors; numbers are not copied yet. Raises `ValueError` for a text that has no UTF-8."""
     parts = [encode_raw(spec.datatype, array) for spec, array in zip(specs, arrays, strict=True)]
-    layout = [(list(array.shape), len(part)) for array, part in zip(arrays, parts, strict=True)]
-    return Packed(layout, parts, sum([aligned(len(part)) for part in parts]))
+    places = [(list(array.shape), len(part)) for array, part in zip(arrays, parts, strict=True)]
+    return Packed(places, parts, sum([aligned(len(part)) for part in parts]))
 
 
-def unpack(specs: Sequence[TensorSpec], layout: Layout, memory: mmap.mmap, start: int) -> list[Array]:
+def unpack(specs: Sequence[TensorSpec], places: Places, memory: mmap.mmap, start: int) -> list[Array]:
     """The tensors at `start`: numbers where they lie, texts as objects.
 
     Raises `InvalidRequest` or `ValueError` if they do not lie there.
     """
     view = memoryview(memory)
     arrays = []
-    for spec, (shape, size) in zip(specs, layout, strict=True):
+    for spec, (shape, size) in zip(specs, places, strict=True):
         arrays.append(decode_raw(spec.datatype, shape, view[start : start + size], spec.name))
         start += aligned(size)
     return arrays

@@ -39,6 +39,7 @@ from tests.support.waiting import wait_until
 
 DATATYPES = list(NUMPY_DTYPES)
 FEW = settings(max_examples=20, deadline=None)
+PARTS = ["decode", "queue", "batch", "run", "encode"]
 CODES = grpc.StatusCode
 
 
@@ -177,6 +178,8 @@ class TestAnswer:
         message, call = service.ModelInfer.with_call(typed_request("classifier", floats(2.0), "FP32"))
         prediction_id = message.parameters["prediction_id"].string_param
         assert ("prediction-id", prediction_id) in call.trailing_metadata()
+        timing = dict(call.trailing_metadata())["server-timing"]
+        assert [part.split(";")[0].strip() for part in timing.split(", ") if ";" in part] == PARTS
         label = {"prediction_id": prediction_id, "label": 1}
         assert rpc_gateway.public.post("/v2/feedback", json=label).json() == {"accepted": True, "duplicate": False}
 
@@ -348,15 +351,15 @@ class TestPressure:
 
     @pytest.mark.parametrize("way", ["cancel", "deadline"])
     def test_who_leaves_is_counted_and_not_run(self, way: str, service: Any, rpc_gateway: GatewayProcess) -> None:
-        left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
-        with occupied(service, rpc_gateway):
+        with occupied(service, rpc_gateway, queued=0):
+            left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
             rows = metric(rpc_gateway, "gateway_rows_total", model="busy")
             leaver = service.ModelInfer.future(turns_request(1, rows=3), timeout=0.5 if way == "deadline" else None)
             if way == "cancel":
-                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == 4)
+                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == 3)
                 leaver.cancel()
             wait_until(lambda: metric(rpc_gateway, "gateway_cancelled_total", model="busy") == left + 1)
             assert leaver.code() is (CODES.CANCELLED if way == "cancel" else CODES.DEADLINE_EXCEEDED)
-            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 1
-        assert metric(rpc_gateway, "gateway_rows_total", model="busy") == rows + 2
+            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 0
+        assert metric(rpc_gateway, "gateway_rows_total", model="busy") == rows + 1
         assert "Traceback" not in rpc_gateway.log

@@ -100,18 +100,20 @@ class TestClient:
     def test_a_client_that_leaves_takes_all_it_had_in_flight_with_it(
         self, way: str, service: Any, rpc_gateway: GatewayProcess
     ) -> None:
-        left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
-        with occupied(service, rpc_gateway):
+        # A second one would be refused at once, as it could not be answered in time.
+        count = 2 if way == "cancel" else 1
+        with occupied(service, rpc_gateway, queued=0):
+            left = metric(rpc_gateway, "gateway_cancelled_total", model="busy")
             messages: queue.Queue[Any] = queue.Queue()
-            for count in (1, 1):
-                messages.put(turns_request(count))
+            for _ in range(count):
+                messages.put(turns_request(1))
             # The stream stays open: it does not end by itself.
             stream = service.ModelStreamInfer(iter(messages.get, None), timeout=0.5 if way == "deadline" else None)
             if way == "cancel":
-                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == 3)
+                wait_until(lambda: metric(rpc_gateway, "gateway_queue_rows", model="busy") == count)
                 stream.cancel()
-            wait_until(lambda: metric(rpc_gateway, "gateway_cancelled_total", model="busy") == left + 2)
-            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 1
+            wait_until(lambda: metric(rpc_gateway, "gateway_cancelled_total", model="busy") == left + count)
+            assert metric(rpc_gateway, "gateway_queue_rows", model="busy") == 0
             messages.put(None)
         assert "Traceback" not in rpc_gateway.log
 
@@ -194,6 +196,28 @@ class TestFlow:
                 assert await ended.code() is grpc.StatusCode.UNAVAILABLE
                 assert "shutting down" in await ended.details()
             await channel.close()
+
+        run(scenario())
+
+    def test_a_deadline_that_cannot_be_met_is_refused_at_once(self, plane: Plane, run: Run) -> None:
+        async def scenario() -> None:
+            async with serving(plane) as address, grpc.aio.insecure_channel(address) as channel:
+                service = stub(channel)
+                await learn_that_busy_is_slow(service)
+                batcher = plane.registry.get("busy", "1").batcher
+                running = service.ModelInfer(turns_request(20_000))
+                await wait_until_async(lambda: batcher._running > 0)
+                queued = service.ModelInfer(turns_request(0))
+                await wait_until_async(lambda: batcher.queued_rows == 1)
+                batcher.queue.expect(0.1)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await service.ModelInfer(turns_request(0), timeout=15.0)
+                assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert "about 20 s and has 1" in (caught.value.details() or "")
+                assert dict(caught.value.trailing_metadata() or ())["retry-after"] in {"5", "6"}
+                patient = service.ModelInfer(turns_request(0), timeout=25.0)
+                for call in (running, queued, patient):
+                    assert (await call).outputs[0].shape == [1, 1]
 
         run(scenario())
 

@@ -465,12 +465,13 @@ class TestLoading:
                 await wait_until_async(lambda: link._loads)
                 (number,) = link._loads
                 # What the engine would say, and its end in the same turn of the loop.
-                link._take(messages.loaded(number, 7, known.signature, 4, 1), None)
+                made_up = session_of(known).loaded._replace(number=number, handle=7, digest="made up")
+                link._take(made_up, None)
                 link.close()
                 version = await loading
                 assert version.batcher.problem or worker.client.link is not link
                 await wait_until_async(lambda: known.batcher.problem is None)
-                # The signature that was made up is not the one of the file.
+                # The digest that was made up is not the one of the files.
                 await wait_until_async(lambda: "changed" in str(version.batcher.problem))
                 assert (await answer_of(known, matrix(1, 3)))[0].shape == (1, 3)
 

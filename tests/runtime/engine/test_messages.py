@@ -21,17 +21,21 @@ SIGNATURE = Signature(
 
 
 def test_a_signature_arrives_as_it_was() -> None:
-    arrived = decode(encode(messages.loaded(3, 7, SIGNATURE, 64, 2)))
+    inputs, outputs = ([list(spec) for spec in specs] for specs in SIGNATURE)
+    stamp = ("model.onnx", 1, 2, 3)
+    arrived = decode(encode(Loaded(3, 7, inputs, outputs, True, False, 64, 2, [stamp], "digest", 0)))
     assert isinstance(arrived, Loaded)
     assert arrived.signature == SIGNATURE
     assert hash(arrived.signature) == hash(SIGNATURE)
+    assert arrived.files == (stamp,)
+    assert arrived.layout.shares_runs
     assert (arrived.number, arrived.handle, arrived.batch_rows, arrived.runs) == (3, 7, 64, 2)
 
 
 def test_runs_and_answers_arrive_as_they_were() -> None:
     for message in (
         Run(1, 2, 3, 64, [([3, 2], 24)], 128, 64, 1234.5, 3, None),
-        Done(1, [([3], 12)], 64, 1234.75, 5),
+        Done(1, [([3], 12)], 64, 1234.75, 5, 64),
     ):
         arrived = decode(encode(message))
         assert type(arrived) is type(message)
