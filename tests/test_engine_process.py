@@ -25,6 +25,7 @@ from tests.support.onnx_models import write_version
 from tests.support.requests import AFFINE, classify, error_of, inputs, outputs_of, tensor, turns
 from tests.support.running import GatewayProcess, children_of, is_alive, metric, refused_start, running
 from tests.support.waiting import wait_until
+from tests.support.workers import counted, predict_anew, predict_often, wait_for_workers, workers_of
 
 OPTIONS = ("--no-collector", "--engine", "process")
 
@@ -154,6 +155,39 @@ class TestKilled:
                 assert outputs_of(answer.result()) == {"y": [20_000]}
             assert gateway.wait_until_stopped() == 0, gateway.log
             assert "Traceback" not in gateway.log
+
+
+class TestWorkers:
+    def test_two_workers_share_one_engine_and_its_batches(self, repository: Path, tmp_path: Path) -> None:
+        with running(repository, tmp_path, *OPTIONS, "--workers", "2") as gateway, ThreadPoolExecutor(8) as pool:
+            children = children_of(gateway.pid)
+            assert children.keys() == {"store", "engine", "worker 0", "worker 1"}
+            for worker in ("worker 0", "worker 1"):
+                assert "onnxruntime" not in Path(f"/proc/{children[worker]}/maps").read_text()
+            predict_anew(gateway, "busy", turns(1_000))
+
+            def a_batch_held_rows_of_both() -> bool:
+                answers = list(pool.map(lambda _: predict_anew(gateway, "busy", turns(3_000)), range(8)))
+                assert all(outputs_of(answer) == {"y": [3_000]} for answer in answers)
+                sent = [counted(tmp_path, index, "gateway_batch_rows_sum") for index in range(2)]
+                run = [counted(tmp_path, index, "gateway_engine_batch_rows_sum") for index in range(2)]
+                assert sum(run) == sum(sent)
+                # A run is counted once, where its first rows came from: with those of the other worker, if it had any.
+                return run != sent
+
+            wait_until(a_batch_held_rows_of_both, 60.0)
+            assert metric(gateway, "gateway_model_memory_bytes", model="busy") > 0
+            assert predict_anew(gateway, "affine").json()["outputs"][0]["data"] == [3, 5, 7]
+
+    def test_a_worker_that_dies_leaves_the_engine_to_the_others(self, repository: Path, tmp_path: Path) -> None:
+        with running(repository, tmp_path, *OPTIONS, "--workers", "2") as gateway:
+            engine = children_of(gateway.pid)["engine"]
+            os.kill(workers_of(gateway)["worker 1"], signal.SIGKILL)
+            wait_until(lambda: "worker 1" not in workers_of(gateway))
+            assert outputs_of(predict_anew(gateway)) == {"y": [3, 5, 7]}
+            wait_for_workers(gateway)
+            predict_often(gateway, 16)
+            assert children_of(gateway.pid)["engine"] == engine
 
 
 class TestRefusing:

@@ -3,7 +3,7 @@
 A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
 bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
 
-When and where a run starts is up to its subclasses: `batcher.py` on a session, `engine/remote.py` in the engine process.
+When and where a run starts is up to the subclasses: `batcher.py` on a session, `engine/remote.py` in the engine.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def serving_gauges(
 ) -> Callable[[], Iterator[Gauge]]:
     """Threads, queue depth, readiness, memory, what was learned about the runs, and the routes in force.
 
-    Of another process that runs the models it knows no threads, no memory and no learning.
+    Of another process that runs the models it knows no threads and no learning.
     """
 
     def read() -> Iterator[Gauge]:
@@ -43,6 +43,7 @@ def serving_gauges(
         for version in registry:
             yield QUEUED_ROWS, version.key, version.batcher.queued_rows
             yield MODEL_READY, version.key, float(version.batcher.problem is None)
+            yield MODEL_MEMORY, version.key, version.memory_bytes
             yield CHOSEN_ROWS, version.key, version.batcher.chosen_rows
             if version.warm is not None:
                 yield from _of_runs_here(version, version.warm)
@@ -62,7 +63,6 @@ def _of_runs_here(version: ModelVersion, warm: WarmModel) -> Iterator[Gauge]:
     assert isinstance(version.batcher, DynamicBatcher)  # noqa: S101 -- of a model that runs here
     yield THREAD_SECONDS, version.key, version.batcher.seat.thread_seconds
     yield THREAD_WAIT, version.key, version.batcher.seat.waited
-    yield MODEL_MEMORY, version.key, version.memory_bytes
     shape = warm.tuner.last
     point = shape.point(shape.rows)
     if math.isfinite(point.seconds):

@@ -137,8 +137,8 @@ def test_how_model_toml_wants_a_version_run_reaches_the_session(tmp_path: Path, 
     write_version(tmp_path, "graphs", "1", onnx_models.affine(), toml="[runtime]\ncuda_graphs = true\n")
     write_version(tmp_path, "plain", "1", onnx_models.affine())
     registry = load(tmp_path, executor)
-    assert registry.get("bound", "1").session.bound is not None
-    assert registry.get("plain", "1").session.bound is None
+    assert onnx_session_of(registry.get("bound", "1")).bound is not None
+    assert onnx_session_of(registry.get("plain", "1")).bound is None
     with pytest.raises(Unavailable, match=r"graphs/1 is not loaded: .*model\.toml asks for runtime\.cuda_graphs"):
         registry.get("graphs", "1")
 

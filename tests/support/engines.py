@@ -57,8 +57,9 @@ async def engine_worker(path: Path, models: Path, arena_bytes: int = ARENA_BYTES
     keeping = asyncio.create_task(client.keep_connected())
     metrics = GatewayMetrics()
     with ThreadPoolExecutor(1) as pool:
-        how = ("cpu", 1, pool, Scheduler(1), 30.0, lambda _, batch: answer_all(batch))
-        loader = EngineLoader(*how, client=client, metrics=metrics)
+        loader = EngineLoader(
+            "cpu", 1, pool, Scheduler(1), 30.0, lambda _, batch: answer_all(batch), client=client, metrics=metrics
+        )
         try:
             yield EngineWorker(models, client, loader, metrics)
         finally:

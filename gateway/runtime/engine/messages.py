@@ -66,6 +66,8 @@ class Loaded(NamedTuple):
     stamp: list[Any]
     """Of the files that were read, and their digest."""
     digest: str
+    memory_bytes: int
+    """That it was measured to hold."""
     manifest_bytes: int
     """With it comes a descriptor of as much JSON, the manifest as it was verified; 0 for a version without."""
 
@@ -194,6 +196,7 @@ def loaded(number: int, handle: int, version: ModelVersion, manifest_bytes: int)
         max(use.runs for use in (warm.core_use, *([warm.spare.core_use] if warm.spare is not None else ()))),
         list(version.stamp),
         version.digest,
+        version.memory_bytes,
         manifest_bytes,
     )
 

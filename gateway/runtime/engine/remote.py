@@ -193,6 +193,7 @@ class EngineLoader(Loader):
             on_batch=lambda batch: self.on_batch(version, batch),
             count_device_batch=self.metrics.version(folder.key).engine_batch_rows.observe_one,
         )
+        self.memory.held[folder.key] = loaded.memory_bytes
         version = ModelVersion(
             *(folder.key, layout.signature, folder.config, manifest, answers, session, None, layout, batcher),
             stamp=loaded.files,

@@ -23,7 +23,7 @@ SIGNATURE = Signature(
 def test_a_signature_arrives_as_it_was() -> None:
     inputs, outputs = ([list(spec) for spec in specs] for specs in SIGNATURE)
     stamp = ("model.onnx", 1, 2, 3)
-    arrived = decode(encode(Loaded(3, 7, inputs, outputs, True, False, 64, 2, [stamp], "digest", 0)))
+    arrived = decode(encode(Loaded(3, 7, inputs, outputs, True, False, 64, 2, [stamp], "digest", 2**20, 0)))
     assert isinstance(arrived, Loaded)
     assert arrived.signature == SIGNATURE
     assert hash(arrived.signature) == hash(SIGNATURE)

@@ -41,7 +41,7 @@ def test_what_was_packed_is_unpacked_bit_for_bit(given_arrays: list[Array], bloc
     packed = pack(specs, given_arrays)
     memory = mmap.mmap(-1, start + packed.size + 1)
     packed.write(memory, start)
-    for array, copy in zip(given_arrays, unpack(specs, packed.layout, memory, start), strict=True):
+    for array, copy in zip(given_arrays, unpack(specs, packed.places, memory, start), strict=True):
         assert (array.dtype, array.shape) == (copy.dtype, copy.shape)
         if array.dtype == object:
             assert array.tolist() == copy.tolist()
@@ -57,7 +57,7 @@ def test_rows_of_a_column_that_lie_apart_are_packed_as_they_read() -> None:
     packed = pack([spec], [matrix[:, 1]])
     memory = mmap.mmap(-1, packed.size)
     packed.write(memory, 0)
-    assert unpack([spec], packed.layout, memory, 0)[0].tolist() == [1, 5, 9]
+    assert unpack([spec], packed.places, memory, 0)[0].tolist() == [1, 5, 9]
 
 
 @pytest.mark.parametrize("layout", [[([2, 2], 16)], [([2], 4)], [([-1], 4)]])
