@@ -10,11 +10,13 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+import uvloop
 from rich.console import Console
 
-from bench import machine, model, plot, thresholds, wrk
-from bench.places import RESULTS, ROOT, WORK
+from bench import machine, model, plot, profile, thresholds, wrk
+from bench.places import MODELS, RESULTS, ROOT, WORK
 from bench.report import markdown, print_report
 from bench.results import Results
 from bench.runner import Length, Runner
@@ -23,11 +25,12 @@ from bench.servers import KINDS, Kind
 
 FULL = Length(rounds=3, seconds=5)
 SHORT = Length(rounds=1, seconds=2)
+PROFILE_ROUNDS = 15
 INTERRUPTED = 130
 """What a shell reports for a command that Ctrl-C has ended."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WIDTH = 120
-"""Of tables in a file or a pipe."""
+"""Of lines in a file or a pipe."""
 
 
 def main() -> int:
@@ -40,6 +43,8 @@ def main() -> int:
     if options.show:
         print_report(Results.load(options.show), console)
         return 0
+    if options.profile:
+        return _profile(options, console)
     scenarios, kinds, length = _choice(options)
     try:
         wrk.version()
@@ -47,12 +52,7 @@ def main() -> int:
         console.print(str(error))
         return 1
     started = datetime.now(UTC)
-    results = Results(
-        started.isoformat(timespec="seconds"),
-        shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
-        machine.describe(),
-        machine.versions([kind.name for kind in kinds]),
-    )
+    results = _results(started, machine.versions([kind.name for kind in kinds]))
     console.print("training and fetching the models ...")
     model.prepare()
     is_partial = bool(options.quick or options.peers or options.scenarios)
@@ -68,17 +68,44 @@ def main() -> int:
     return 0
 
 
+def _profile(options: argparse.Namespace, console: Console) -> int:
+    started = datetime.now(UTC)
+    results = _results(started, machine.own_versions())
+    model.prepare()
+    console.print("profiling, a minute at most ...")
+    try:
+        body, rounds = model.oip_body(profile.MODEL, 1), options.rounds or PROFILE_ROUNDS
+        uvloop.run(profile.profile(MODELS, body, rounds, profile.TURNS, results.rounds.append))
+    except KeyboardInterrupt:
+        console.print("interrupted; nothing is stored")
+        return INTERRUPTED
+    print_report(results, console)
+    file = _file(options, started, "profile", is_published=options.publish)
+    results.save(file)
+    console.print(f"stored in {file.relative_to(ROOT)}")
+    return 0
+
+
+def _results(started: datetime, versions: dict[str, Any]) -> Results:
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    return Results(started.isoformat(timespec="seconds"), command, machine.describe(), versions)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the gateway and its peers.")
     parser.add_argument("--quick", action="store_true", help="One short round; gateway, echo and prototype only.")
+    parser.add_argument("--profile", action="store_true", help="Where the CPU of a request goes, in process.")
     parser.add_argument("--peers", help=f"Comma-separated; besides the gateway, of: {', '.join(KINDS)}.")
     parser.add_argument("--scenarios", help=f"Comma-separated, of: {', '.join(SCENARIOS)}.")
     parser.add_argument("--rounds", type=int, help="Rounds of each scenario.")
     parser.add_argument("--seconds", type=float, help="Length of one measurement.")
     parser.add_argument("--label", default="", help="Added to the name of the result file.")
-    parser.add_argument("--publish", action="store_true", help="Keep a partial run in bench/results too.")
+    parser.add_argument("--publish", action="store_true", help="Keep a partial run or a profile in bench/results.")
     parser.add_argument("--show", type=Path, help="Print a stored result again; measure nothing.")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.profile and (options.quick or options.peers or options.scenarios or options.seconds):
+        parser.error("--profile has scenarios of its own: leave out --quick, --peers, --scenarios and --seconds")
+    return options
 
 
 def _choice(options: argparse.Namespace) -> tuple[list[Scenario], list[Kind], Length]:
@@ -105,17 +132,20 @@ def _store(
     results: Results, options: argparse.Namespace, started: datetime, console: Console, *, is_partial: bool
 ) -> None:
     """Only a full run, or one that is asked to, replaces the published numbers."""
-    label = f"-{options.label}" if options.label else ""
-    name = f"{started:%Y-%m-%d}-{'quick' if options.quick else 'partial' if is_partial else 'full'}{label}"
     is_published = options.publish or not is_partial
-    folder = RESULTS if is_published else WORK / "results"
-    file = folder / f"{name}.json"
+    name = "quick" if options.quick else "partial" if is_partial else "full"
+    file = _file(options, started, name, is_published=is_published)
     results.save(file)
-    picture = folder / f"{name}.svg"
+    picture = file.with_suffix(".svg")
     picture.write_text(plot.svg(results), "utf-8")
     if is_published:
-        (folder / "README.md").write_text(markdown(results, file, picture), "utf-8")
+        (RESULTS / "README.md").write_text(markdown(results, file, picture), "utf-8")
     console.print(f"stored in {file.relative_to(ROOT)}")
+
+
+def _file(options: argparse.Namespace, started: datetime, name: str, *, is_published: bool) -> Path:
+    label = f"-{options.label}" if options.label else ""
+    return (RESULTS if is_published else WORK / "results") / f"{started:%Y-%m-%d}-{name}{label}.json"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -32,11 +32,15 @@ def describe() -> dict[str, Any]:
 def versions(peers: list[str]) -> dict[str, Any]:
     """Of the gateway and what it runs on, of the load generator, and each peer's pins."""
     return {
-        "commit": commit(),
-        "gateway": {name: metadata.version(name) for name in ("model-gateway", *OURS)},
+        **own_versions(),
         "wrk": wrk.version(),
         "peers": {peer: pins(folder) for peer in peers if (PEERS / (folder := peer.removesuffix("-10ms"))).is_dir()},
     }
+
+
+def own_versions() -> dict[str, Any]:
+    """Of the gateway and what it runs on."""
+    return {"commit": commit(), "gateway": {name: metadata.version(name) for name in ("model-gateway", *OURS)}}
 
 
 def peer_version(peer: str, peer_pins: dict[str, str]) -> str:

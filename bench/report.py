@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from bench import profile
 from bench.machine import peer_version
 from bench.results import IN_PROCESS, Results
 from bench.scenarios import SCENARIOS
@@ -50,15 +51,16 @@ class Table:
 
 def tables(results: Results) -> list[Table]:
     """All that a run measured."""
-    found = [_table(results, title, columns) for title, columns in _core_uses(results)]
-    return [table for table in found if table.rows] + _features(results) + _thresholds(results) + _unavailable(results)
+    found = [_table(results, title, columns) for title, columns in _layouts(results)]
+    found = [table for table in found if table.rows] + _profile(results) + _features(results)
+    return found + _thresholds(results) + _unavailable(results)
 
 
-def _core_uses(results: Results) -> list[tuple[str, list[Column]]]:
+def _layouts(results: Results) -> list[tuple[str, list[Column]]]:
     measured = results.scenarios()
-    core_uses: list[tuple[str, list[Column]]] = []
+    layouts: list[tuple[str, list[Column]]] = []
     if single := [name for name in measured if name.startswith("rows-")]:
-        core_uses += [
+        layouts += [
             ("Single rows of 30 floats: CPU per request in µs, by connections", _by_connections(single, "cpu_us", 1)),
             ("Single rows of 30 floats: requests/s, by connections", _by_connections(single, "requests_per_second")),
             ("Where that CPU goes at 64 connections, in µs per request", _accounts()),
@@ -66,9 +68,9 @@ def _core_uses(results: Results) -> list[tuple[str, list[Column]]]:
             ("Single rows of 30 floats: p99 in µs, by connections", _by_connections(single, "p99_us")),
         ]
     for name in measured:
-        if name not in single:
-            core_uses.append((_sentence(SCENARIOS[name].title), _columns(name)))
-    return core_uses
+        if name not in single and name in SCENARIOS:
+            layouts.append((_sentence(SCENARIOS[name].title), _columns(name)))
+    return layouts
 
 
 def _by_connections(scenarios: list[str], value: str, digits: int = 0) -> list[Column]:
@@ -158,6 +160,53 @@ def _features(results: Results) -> list[Table]:
     return [Table("What features cost, µs of CPU per request", ["", "µs"], rows, frozenset())] if rows else []
 
 
+def _profile(results: Results) -> list[Table]:
+    scenarios = [name for name in results.scenarios() if name.startswith(profile.SCENARIO)]
+    return [_parts(results, scenarios), _wholes(results, scenarios)] if scenarios else []
+
+
+def _parts(results: Results, scenarios: list[str]) -> Table:
+    titles = {"gateway": "90/10", profile.ONE_VERSION: "one version", IN_PROCESS: "run alone"}
+    columns = [(scenario, server) for scenario in scenarios for server in titles]
+    head, rows = [""], [[title] for title in [*profile.PARTS.values(), "sum", "not timed"]]
+    for scenario, server in columns:
+        spent = [results.median(scenario, server, f"{part}_us") for part in profile.PARTS]
+        total = sum(_or(value, 0.0) for value in spent)
+        head.append(f"{scenario.removeprefix(profile.SCENARIO)}: {titles[server]}")
+        for row, value in zip(rows, [*spent, total, results.median(scenario, server, "cpu_us")], strict=True):
+            row.append("" if value is None else f"{value:.1f}")
+        if server == "gateway":
+            head.append("%")
+            for row, value in zip(rows, [*spent, total, None], strict=True):
+                row.append("" if value is None else f"{value / total:.0%}".rstrip("%"))
+    return Table("CPU of a request by parts, in process, in µs, by connections", head, rows, frozenset())
+
+
+def _wholes(results: Results, scenarios: list[str]) -> Table:
+    def row(title: str, values: list[float | None], digits: int = 1) -> list[str]:
+        return [title, *("" if value is None else f"{value:.{digits}f}" for value in values)]
+
+    rows = [
+        row("the bare prototype, µs", [results.median(name, "prototype", "cpu_us") for name in scenarios]),
+        row("gateway / prototype", [results.ratio(name, "cpu_us", "gateway", "prototype") for name in scenarios], 2),
+        row(
+            "the second version's own batch, µs",
+            [
+                results.paired(name, "cpu_us", "gateway", profile.ONE_VERSION, lambda both, one: both - one)
+                for name in scenarios
+            ],
+        ),
+        row("rows in a run", [results.median(name, "gateway", "rows_per_run") for name in scenarios]),
+        row(
+            "to time a call, µs, not counted in",
+            [results.median(name, IN_PROCESS, "timer_us") for name in scenarios],
+            2,
+        ),
+    ]
+    head = ["", *(name.removeprefix(profile.SCENARIO) for name in scenarios)]
+    return Table("Beside it, not timed by parts, by connections", head, rows, frozenset())
+
+
 def _thresholds(results: Results) -> list[Table]:
     rows = [_threshold_row(one) for one in results.thresholds]
     head = ["", "must be", "measured", ""]
@@ -195,8 +244,11 @@ def _or(value: float | None, instead: float) -> float:
 
 
 def print_report(results: Results, console: Console) -> None:
-    """On the terminal."""
+    """On the terminal; in a file or a pipe as Markdown."""
     for table in tables(results):
+        if not console.is_terminal:
+            console.print("\n".join(_markdown_table(table)), markup=False, soft_wrap=True)
+            continue
         console.print(f"\n[bold]{escape(table.title)}[/]")
         shown = RichTable(box=box.SIMPLE_HEAD)
         for index, head in enumerate(table.head):
@@ -225,18 +277,18 @@ def markdown(results: Results, source: Path, plot: Path) -> str:
         f"![CPU per request and requests per second]({plot.name})",
     ]
     for table in tables(results):
-        lines += [
-            "",
-            f"## {table.title}",
-            "",
-            _markdown_row(table.head),
-            _markdown_row(["---", *["--:"] * (len(table.head) - 1)]),
-        ]
-        for row, cells in enumerate(table.rows):
-            bold = [f"**{cell}**" if (row, index) in table.best else cell for index, cell in enumerate(cells)]
-            lines.append(_markdown_row(bold))
+        lines += _markdown_table(table)
     lines += ["", "## Commands", "", "```sh", *dict.fromkeys(results.commands.values()), "```", ""]
     return "\n".join(lines)
+
+
+def _markdown_table(table: Table) -> list[str]:
+    lines = ["", f"## {table.title}", "", _markdown_row(table.head)]
+    lines.append(_markdown_row(["---", *["--:"] * (len(table.head) - 1)]))
+    for row, cells in enumerate(table.rows):
+        bold = [f"**{cell}**" if (row, index) in table.best else cell for index, cell in enumerate(cells)]
+        lines.append(_markdown_row(bold))
+    return lines
 
 
 def _markdown_row(cells: list[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -21,27 +20,20 @@ from rich.text import Text
 
 from gateway import __version__, tables
 from gateway.cli_models import models_app
+from gateway.cli_routes import OpsToken, OpsUrl, routes_app
 from gateway.errors import StartupError
 from gateway.opsclient import DEFAULT_URL, OpsClient
-from gateway.settings import ENV_PREFIX, OPS_URL_VARIABLE, Settings, load_settings
+from gateway.settings import Settings, load_settings
 from gateway.telemetry.logging import configure
 
 app = typer.Typer(
     help="A model serving gateway for ONNX models.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
-routes_app = typer.Typer(help="Show and change who gets which version.", no_args_is_help=True)
 app.add_typer(routes_app, name="routes")
 app.add_typer(models_app, name="models")
 
 COLLECT_OPTIONS = ("models", "redis_url", "consumer_name", "log_level", "log_format")
 T = TypeVar("T")
-
-ASSIGNMENT = re.compile(r"(?P<name>[^=:]+)=(?:(?P<version>[^:]+):)?(?P<weight>[0-9.]+)\Z")
-
-OpsUrl = Annotated[str, typer.Option(help="Ops port of the gateway.", envvar=OPS_URL_VARIABLE)]
-OpsToken = Annotated[
-    str | None, typer.Option(help="Token of the ops port.", envvar=f"{ENV_PREFIX}OPS_TOKEN", show_envvar=True)
-]
 
 
 def main() -> None:
@@ -170,99 +162,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
-@routes_app.command("list")
-def list_routes(ops_url: OpsUrl = DEFAULT_URL, ops_token: OpsToken = None) -> None:
-    """Every route in force."""
-    tables.stdout_console().print(tables.route_table(OpsClient(ops_url, ops_token).routes()))
-
-
-@routes_app.command("show")
-def show_route(name: str, ops_url: OpsUrl = DEFAULT_URL, ops_token: OpsToken = None) -> None:
-    """One route as JSON; edit it and hand it to `routes set --file`."""
-    route, _ = OpsClient(ops_url, ops_token).route(name)
-    problem = route.pop("problem", None)
-    typer.echo(orjson.dumps(route, option=orjson.OPT_INDENT_2).decode())
-    if problem:
-        raise StartupError(f"the stored document is not in force: {problem}")
-
-
-@routes_app.command("set")
-def set_route(
-    name: str,
-    weights: Annotated[
-        list[str] | None, typer.Argument(help="VARIANT=WEIGHT, or VARIANT=VERSION:WEIGHT for a new variant.")
-    ] = None,
-    file: Annotated[Path | None, typer.Option(help="A whole route as JSON.", exists=True, dir_okay=False)] = None,
-    sticky: Annotated[str | None, typer.Option(help="Header that keeps a caller on its variant.")] = None,
-    reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "",
-    ops_url: OpsUrl = DEFAULT_URL,
-    ops_token: OpsToken = None,
-) -> None:
-    """Change a route: `gateway routes set employment stable=1:90 canary=2:10`, later `stable=50 canary=50`.
-
-    Weights are per cent and add up to 100. Variants that are not named leave the route.
-    """
-    if bool(weights) == (file is not None):
-        raise StartupError("give either VARIANT=WEIGHT arguments or --file, one of the two")
-    client = OpsClient(ops_url, ops_token)
-    route, tag = client.route(name)
-    route.pop("problem", None)
-    route.pop("revision", None)
-    if file is not None:
-        route = _read_json(file)
-    else:
-        route["variants"] = _reweighted(route["variants"], weights or [])
-    if sticky is not None:
-        route["sticky"] = {"header": sticky}
-    stored = client.put_route(name, route, tag, reason)
-    tables.stdout_console().print(tables.route_table([stored]))
-
-
-@routes_app.command("history")
-def route_history(
-    name: str,
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
-    ops_url: OpsUrl = DEFAULT_URL,
-    ops_token: OpsToken = None,
-) -> None:
-    """Who changed a route, when and why; newest first."""
-    tables.stdout_console().print(tables.history_table(OpsClient(ops_url, ops_token).history(name, limit)))
-
-
 def _run(process: Coroutine[None, None, T]) -> T:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(process)
-
-
-def _reweighted(current: list[dict[str, Any]], assignments: list[str]) -> list[dict[str, Any]]:
-    """The variants that the assignments name. Known ones keep their place: the order decides who moves."""
-    versions = {variant["name"]: variant["version"] for variant in current}
-    places = {name: place for place, name in enumerate(versions)}
-    variants = []
-    for text in assignments:
-        matched = ASSIGNMENT.match(text)
-        if matched is None:
-            raise StartupError(f"{text!r}: expected VARIANT=WEIGHT or VARIANT=VERSION:WEIGHT, such as canary=2:10")
-        name, version = matched["name"], matched["version"] or versions.get(matched["name"])
-        if version is None:
-            known = ", ".join(versions)
-            raise StartupError(f"{text!r}: {name!r} is new (variants: {known}); say its version: {name}=VERSION:WEIGHT")
-        variants.append({"name": name, "version": version, "weight": _weight(matched["weight"], text)})
-    return sorted(variants, key=lambda variant: places.get(variant["name"], len(places)))
-
-
-def _weight(text: str, assignment: str) -> float | int:
-    try:
-        return int(text) if text.isdigit() else float(text)
-    except ValueError:
-        raise StartupError(f"{assignment!r}: {text!r} is not a number") from None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise StartupError(f"{file}: not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise StartupError(f"{file}: expected a JSON object")
-    return document

@@ -32,12 +32,34 @@ class OpsClient:
         document, headers = self._call("GET", f"/admin/routes/{_quoted(name)}", "variants")
         return document, headers["etag"]
 
-    def put_route(self, name: str, document: JsonObject, tag: str, reason: str) -> JsonObject:
-        """Replace the route if it still is at `tag`; the document as stored."""
-        parameters = {"actor": _actor(), "reason": reason}
-        headers = {"If-Match": tag}
-        path = f"/admin/routes/{_quoted(name)}"
-        return self._call("PUT", path, "variants", params=parameters, headers=headers, json=document)[0]
+    def put_route(self, name: str, document: JsonObject, tag: str, reason: str, actor: str | None = None) -> JsonObject:
+        """Replace the route if it still is at `tag`; the document as stored.
+
+        `actor` is who does it; without one, the user who runs the command.
+        """
+        return self._change("PUT", f"/admin/routes/{_quoted(name)}", document, tag, reason, actor)
+
+    def roll_back(self, name: str, to: int | None, tag: str, reason: str, actor: str | None = None) -> JsonObject:
+        """Put an earlier document in force again if the route still is at `tag`.
+
+        The document as stored, the revision that it says again (`restored`), and what was `passed_over`.
+        """
+        path = f"/admin/routes/{_quoted(name)}/rollback"
+        return self._change("POST", path, {} if to is None else {"to": to}, tag, reason, actor)
+
+    def revision(self, name: str, revision: int) -> JsonObject:
+        """The document of an earlier revision."""
+        return self._call("GET", f"/admin/routes/{_quoted(name)}/revisions/{revision}", "variants")[0]
+
+    def diff(self, name: str, old: int | None, new: int | None) -> JsonObject:
+        """What changed between two revisions: `from`, `to` and `changes`."""
+        ends = {key: value for key, value in (("from", old), ("to", new)) if value is not None}
+        return self._call("GET", f"/admin/routes/{_quoted(name)}/diff", "changes", params=ends)[0]
+
+    def simulate(self, name: str, document: JsonObject, limit: int) -> JsonObject:
+        """What a document would have done with the newest logged requests."""
+        path = f"/admin/routes/{_quoted(name)}/simulate"
+        return self._call("POST", path, "moves", params={"limit": limit}, json=document)[0]
 
     def history(self, name: str, limit: int) -> list[JsonObject]:
         """Changes of a route, newest first."""
@@ -53,6 +75,10 @@ class OpsClient:
         """Past verdicts on a model, newest first."""
         path = f"/admin/drift/{_quoted(name)}/history"
         return list(self._call("GET", path, "verdicts", params={"limit": limit})[0]["verdicts"])
+
+    def _change(self, method: str, path: str, body: JsonObject, tag: str, reason: str, actor: str | None) -> JsonObject:
+        signature = {"actor": actor or _actor(), "reason": reason}
+        return self._call(method, path, "variants", params=signature, headers={"If-Match": tag}, json=body)[0]
 
     def _call(self, method: str, path: str, expected: str, **options: Any) -> tuple[JsonObject, httpx.Headers]:
         """The document, which has the key `expected`, and the headers of the answer."""

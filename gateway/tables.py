@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime
 
+import orjson
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -37,10 +38,42 @@ def history_table(changes: Iterable[JsonObject]) -> RenderableType:
     table = _table("revision", "when", "who", "weights", "why", right=("revision",))
     for change in changes:
         weights = " ".join(f"{v['name']}={v['weight']:g}" for v in change["document"].get("variants", []))
-        table.add_row(
-            str(change["revision"]), _local_time(change["changed_at"]), change["actor"], weights, change["reason"]
-        )
+        restores = change["restores"]
+        why = ": ".join(filter(None, ("" if restores is None else f"back to {restores}", change["reason"])))
+        table.add_row(str(change["revision"]), _local_time(change["changed_at"]), change["actor"], weights, why)
     return table
+
+
+def diff_table(diff: JsonObject) -> RenderableType:
+    """One line a difference."""
+    old, new = (f"revision {diff[end]}" for end in ("from", "to"))
+    if not diff["changes"]:
+        return Text(f"{old} and {new} say the same")
+    table = _table("path", old, new)
+    for change in diff["changes"]:
+        table.add_row(change["path"], *(_json(change[side]) for side in ("before", "after")))
+    return table
+
+
+def simulation_report(simulation: JsonObject) -> RenderableType:
+    """Requests by variant, units by move, and what the log does not say."""
+    if not simulation["requests"]:
+        by_version = simulation["by_version"]
+        return Text(f"the log holds no routed request of {simulation['name']} ({by_version} named their version)")
+    period = " to ".join(_local_time(simulation[end]) for end in ("since", "until"))
+    requests, certain = simulation["requests"], simulation["certain"]
+    table = _table("variant", "then", "now", right=("then", "now"))
+    for variant in simulation["variants"]:
+        table.add_row(variant["name"], str(variant["then"]), f"{variant['now']:g}")
+    parts: list[RenderableType] = [Text(f"{requests} logged requests, {period}; {certain} of them certain"), table]
+    moved, units = sum(move["units"] for move in simulation["moves"]), simulation["units"]
+    if units:
+        parts.append(Text(f"of {units} sticky units that are known, {moved} would move ({moved / units:.2%})"))
+        parts += [Text(f"  {move['from']} -> {move['to']}: {move['units']}") for move in simulation["moves"]]
+    parts.append(Text(f"of the requests, {simulation['moved'] / requests:.2%} would get another variant"))
+    if simulation["by_version"]:
+        parts.append(Text(f"{simulation['by_version']} more named their version: no route has a say"))
+    return Group(*parts, *(Text(f"note: {note}", "yellow") for note in simulation["notes"]))
 
 
 def drift_report(models: Iterable[JsonObject]) -> RenderableType:
@@ -133,10 +166,29 @@ def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _rules(route: JsonObject) -> str:
-    rules = [f"{m['header']}: {m['equals']} -> {m['variant']}" for m in route.get("match", [])]
+    rules = [_rule(match) for match in route.get("match", [])]
     if "sticky" in route:
-        rules.append(f"sticky by {route['sticky']['header']}")
+        rules.append(f"sticky by {_source(route['sticky'])}")
+    if "holdout" in route:
+        rules.append(f"holdout {route['holdout']:g} %")
+    rules += [f"label {label} = {variant}" for label, variant in route.get("labels", {}).items()]
+    rules += [f"alias {alias}" for alias in route.get("aliases", [])]
     return ", ".join(rules)
+
+
+def _rule(match: JsonObject) -> str:
+    """As `header x-beta equals "1" -> canary`."""
+    operator, operand = next((key, match[key]) for key in ("equals", "in", "prefix", "present") if key in match)
+    return f"{_source(match)} {operator} {_json(operand)} -> {match['variant']}"
+
+
+def _source(entry: JsonObject) -> str:
+    kind = next(key for key in ("header", "query", "cookie", "parameter", "id", "tenant") if key in entry)
+    return kind if entry[kind] is True else f"{kind} {entry[kind]}"
+
+
+def _json(value: object) -> str:
+    return "" if value is None else orjson.dumps(value).decode()
 
 
 def _revision(revision: int) -> str:

@@ -46,6 +46,7 @@ from gateway.serving.model_poll import ModelPoll
 from gateway.serving.request_log import RequestLog
 from gateway.serving.request_traces import RequestTraces
 from gateway.serving.route_editor import RouteEditor
+from gateway.serving.route_simulator import RouteSimulator
 from gateway.serving.route_table import RouteTable
 from gateway.serving.trace_settings import TraceSettings
 from gateway.serving.upward import Upward
@@ -53,6 +54,7 @@ from gateway.serving.watching import Watching
 from gateway.serving.worker_state import WorkerState
 from gateway.settings import Settings
 from gateway.state.client import Store
+from gateway.state.log_reader import LogReader
 from gateway.state.log_writer import LogWriter
 from gateway.state.route_store import RouteStore
 from gateway.state.stats_store import StatsStore
@@ -156,7 +158,8 @@ class Gateway:
         self._ops_control = control_api(is_open=True)
         self._v1 = V1Api(self.plane, self._inventory, self._inference.door, settings.max_body_bytes)
         self._documentation = DocumentationApi(self.registry, self.routes)
-        self._admin = AdminApi(self.routes, route_store, editor, watching, self.metrics)
+        simulator = RouteSimulator(editor, self.routes, LogReader(store))
+        self._admin = AdminApi(self.routes, route_store, editor, simulator, watching, self.metrics)
         self._token = settings.ops_token.get_secret_value() if settings.ops_token else None
         self._metrics_public = settings.metrics_public
         self._max_body_bytes = settings.max_body_bytes

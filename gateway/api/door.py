@@ -68,6 +68,9 @@ class InferenceDoor:
         Raises `GatewayError`; otherwise the call is answered later, with an outcome.
         """
         decoder = self._decoders.get(model)
+        if decoder is None:
+            model = self._plane.model_of(model)
+            decoder = self._decoders.get(model)
         if announced is not None:
             request, call.inputs = self._decode_binary(decoder, model, version, body, headers, announced)
         else:
@@ -117,7 +120,7 @@ class InferenceDoor:
                 return Answer(200, body, call.prediction_id, call.timing, fields)
         elif self._plane.traces is not None:
             self._plane.traces.failed(call, model, outcome)
-        self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", outcome.code)
+        self._metrics.count(ERRORS, self._plane.counted_as(model), outcome.code)
         return Answer(outcome.status, orjson.dumps({"error": outcome.message}), fields=_error_fields(outcome))
 
 

@@ -41,6 +41,7 @@ class AwaitedCall(Call):
         self._endpoint = Endpoint(request.scope["route"].path_format, request.scope["path"])
         self.encode: Encode = encode_response
         self.traceparent = request.headers.get(TRACEPARENT, "")
+        self.query = request.scope["query_string"].decode("latin-1")
         self.written: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
     @property

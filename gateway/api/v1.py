@@ -92,7 +92,7 @@ class V1Api:
 
         def submit(body: bytes, call: Call) -> Encode:
             asked = InferenceRequest(model, version, {}, headers=request.headers)
-            choice = self._plane.choose(asked, asked.headers) if label is None else self._plane.labelled(model, label)
+            choice = self._plane.labelled(model, label) if label else self._plane.choose(call, asked, asked.headers)
             # Which datatypes the values are of is known only once it is known who answers.
             call.inputs, form = decode_predict(body, choice.version.signature)
             self._plane.admit_to(choice, call, asked)

@@ -3,8 +3,8 @@
 An entry has two fields. `meta` is JSON that a person can read with `redis-cli`; `data` is the numeric columns back to
 back, little-endian and row-major, in the order in which `meta.columns` names them. String columns stand in `meta`.
 
-What a reader may overlook, as `meta.traces` and `meta.timing`, is left out where there is nothing to say, and needs no
-new schema: older collectors go on reading.
+What a reader may overlook, as `meta.traces`, `meta.routing` and `meta.timing`, is left out where there is nothing to
+say, and needs no new schema: older collectors go on reading.
 """
 
 from __future__ import annotations
@@ -38,6 +38,12 @@ class LoggedRequest:
     rows: int
     trace_id: str = ""
     """In hex; empty if the request was not traced."""
+    units: str = ""
+    """What the buckets stand for: under equal `units` the same caller has the same bucket."""
+    bucket: int | None = None
+    holdout_bucket: int | None = None
+    rule: int | None = None
+    """These three as the route's decision had them (`routing/route.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,9 @@ def encode(entry: LogEntry) -> dict[bytes, bytes]:
     traces = [request.trace_id for request in entry.requests]
     if any(traces):
         meta["traces"] = traces
+    routing = _routing(entry.requests)
+    if routing:
+        meta["routing"] = routing
     if entry.timing is not None:
         meta["timing"] = entry.timing
     return {META: orjson.dumps(meta), DATA: b"".join(blobs)}
@@ -101,7 +110,7 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
             key=ModelKey(str(meta["model"]), str(meta["version"])),
             logged_at=float(meta["logged_at"]),
             rate=float(meta["rate"]),
-            requests=_requests(meta["requests"], meta.get("traces")),
+            requests=_requests(meta),
             timing=meta.get("timing"),
             **_columns(meta["columns"], fields[DATA]),
         )
@@ -115,13 +124,41 @@ def decode(fields: Mapping[bytes, bytes]) -> LogEntry:
     return entry
 
 
-def _requests(requests: list[Any], traces: list[Any] | None) -> tuple[LoggedRequest, ...]:
-    if traces is None:
-        traces = [""] * len(requests)
+def decode_requests(meta: bytes) -> tuple[float, tuple[LoggedRequest, ...]]:
+    """`logged_at` and the requests out of the field `meta` alone. Raises `MalformedEntry`."""
+    try:
+        document = orjson.loads(meta)
+        return float(document["logged_at"]), _requests(document)
+    except Exception as error:
+        raise MalformedEntry(f"{type(error).__name__}: {error}") from error
+
+
+def _routing(requests: tuple[LoggedRequest, ...]) -> JsonObject:
+    """What each request's route made of it. Few batches span an edit; of these, buckets of the last `units` alone."""
+    routing: JsonObject = {"rules": [request.rule for request in requests]}
+    units = next((request.units for request in reversed(requests) if request.units), "")
+    if units:
+        routing["units"] = units
+        for key in ("bucket", "holdout_bucket"):
+            routing[key + "s"] = [getattr(one, key) if one.units == units else None for one in requests]
+    return {key: value for key, value in routing.items() if key == "units" or any(one is not None for one in value)}
+
+
+def _requests(meta: JsonObject) -> tuple[LoggedRequest, ...]:
+    requests = meta["requests"]
+    routing = meta.get("routing", {})
+    nothing = [None] * len(requests)
+    columns = (routing.get(key, nothing) for key in ("buckets", "holdout_buckets", "rules"))
+    traces = meta.get("traces", [""] * len(requests))
+    units = str(routing.get("units", ""))
     return tuple(
-        LoggedRequest(str(i), str(v), int(n), int(r), str(trace))
-        for (i, v, n, r), trace in zip(requests, traces, strict=True)
+        LoggedRequest(str(i), str(v), int(n), int(r), str(trace), units, *map(_optional_int, routed))
+        for (i, v, n, r), trace, *routed in zip(requests, traces, *columns, strict=True)
     )
+
+
+def _optional_int(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 def _columns(columns: list[dict[str, Any]], data: bytes) -> dict[str, dict[str, Array]]:

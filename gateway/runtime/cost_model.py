@@ -79,12 +79,13 @@ class CostModel:
             return
         expected = max((known.seconds + self._b * (rows - known.rows)) * self.pace, FASTEST)
         ratio = self._without_hiccup(seconds / expected)
-        # What the pace takes of a surprise is no longer the size's.
+        # What the pace takes of a surprise is no longer the size's. Both are geometric means: of two kinds of mean each
+        # would take from the other for ever, and sizes that are not run would soon seem to take no time.
         least, most = PACES
         self.pace = max(least, min(self.pace * ratio ** (1 / min(self._runs + 1, MEMORY)), most))
         runs = known.runs = min(known.runs + 1, MEMORY)
         known.rows += (rows - known.rows) / runs
-        known.seconds += (ratio * expected / self.pace - known.seconds) / runs
+        known.seconds *= (ratio * expected / self.pace / known.seconds) ** (1 / runs)
         known.cpu_seconds += (cpu - known.cpu_seconds) / runs
         if self._runs % REFIT == 0:
             self._fit()

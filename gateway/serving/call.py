@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from gateway.errors import GatewayError
 from gateway.prediction_id import IdSigner, SummaryKind
+from gateway.routing import Decision
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.work import Work
 from gateway.types import BatchOutputs, InferenceRequest, InferenceResponse, Signature
@@ -33,14 +34,21 @@ class Endpoint(NamedTuple):
 class Choice:
     """Who answers a request: made once for each variant in force, and for each version asked for by number."""
 
-    __slots__ = ("bare_prefix", "prefix", "revision", "traces", "variant", "version")
+    __slots__ = ("bare_prefix", "prefix", "revision", "traces", "units", "variant", "version")
 
     def __init__(
-        self, version: ModelVersion, variant: str = DIRECT, revision: int = 0, traces: RequestTraces | None = None
+        self,
+        version: ModelVersion,
+        variant: str = DIRECT,
+        revision: int = 0,
+        traces: RequestTraces | None = None,
+        units: str = "",
     ) -> None:
         self.version = version
         self.variant = variant
         self.revision = revision
+        self.units = units
+        """What the buckets of the route's decisions stand for, as `Route.units` says it."""
         self.traces = traces
         key = version.key
         kind = version.answers.kind if version.answers is not None else SummaryKind.NONE
@@ -61,6 +69,10 @@ class Call(Work):
     """Monotonic seconds at which the body was whole; 0 if nobody looked."""
     timing = b""
     """Where its time went, as `Server-Timing` says it; empty until it is known, or unless it is told."""
+    query = ""
+    """Of the request target, where routes may look at it."""
+    decision: Decision | None = None
+    """Of a route that looks at requests; None where chance alone, a version or a label decided."""
     traceparent = ""
     """What the client sent under this name; not looked at unless requests are traced."""
     trace_id: str | None = None

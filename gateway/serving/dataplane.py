@@ -16,7 +16,7 @@ from gateway.prediction_id import IdSigner, SignedIds
 from gateway.protocol.classification import check_classes
 from gateway.protocol.parameters import Schedule, schedule_of
 from gateway.protocol.signature import check_request, refuse_rows
-from gateway.routing import Route
+from gateway.routing import NO_FACTS, RequestFacts, Route, query_parameters
 from gateway.runtime.registry import ModelVersion, Registry
 from gateway.runtime.work import Batch
 from gateway.serving.call import Call, Choice, Reply, output_indices
@@ -35,7 +35,7 @@ class Choices(NamedTuple):
     route: Route
     by_variant: dict[str, Choice]
     drawn: list[Choice] | None
-    """Who answers by chance alone, in the order of the route's `bounds`; None if a header has a say."""
+    """Who answers by chance alone, in the order of the route's `bounds`; None if a request has a say."""
 
 
 class DataPlane:
@@ -94,7 +94,7 @@ class DataPlane:
 
     def admit(self, call: Call, request: InferenceRequest, headers: Mapping[str, str]) -> None:
         """Admit a call that knows its inputs; it is answered or failed once, later. Raises as `submit` does."""
-        choice = self.choose(request, headers)
+        choice = self.choose(call, request, headers)
         version = choice.version
         if request.fits is not version.signature or not version.has_simple_rows:
             # The decoder knew another version's signature, or none: the one that proves the fit takes no parameters.
@@ -121,8 +121,8 @@ class DataPlane:
         call.choice = choice
         version.batcher.submit(call)
 
-    def choose(self, request: InferenceRequest, headers: Mapping[str, str]) -> Choice:
-        """Who answers a request: the version it names, else whom the route's rules say.
+    def choose(self, call: Call, request: InferenceRequest, headers: Mapping[str, str]) -> Choice:
+        """Who answers a request: the version it names, else whom the route's rules say, which the call then knows.
 
         Raises `NotFound`, or `Unavailable` for what was refused at load.
         """
@@ -131,23 +131,37 @@ class DataPlane:
         route = self._routes.get(request.model)
         if route is None:
             self._refuse_unrouted(request.model)
-        known = self._choices.get(request.model)
+        known = self._choices.get(route.name)
         if known is None or known.route is not route:
-            known = self._choices[request.model] = self._choices_of(route)
+            known = self._choices[route.name] = self._choices_of(route)
         if known.drawn is not None:
             return known.drawn[bisect_right(route.bounds, self._random())]
-        return known.by_variant[route.choose(headers, str(self._random())).name]
+        facts = NO_FACTS
+        if route.needs_facts:
+            query = query_parameters(call.query) if call.query else NO_FACTS.query
+            facts = RequestFacts(query, request.parameters, request.id)
+        decision = call.decision = route.choose(headers, self._random(), facts)
+        return known.by_variant[decision.variant.name]
 
     def labelled(self, model: str, label: str) -> Choice:
-        """The variant of that name, whatever the route's rules. Raises `NotFound` naming those that there are."""
+        """The variant of that name or label, whatever the route's rules. Raises `NotFound` naming those there are."""
         route = self._routes.get(model)
         if route is None:
             self._refuse_unrouted(model)
-        for variant in route.variants:
-            if variant.name == label:
-                return Choice(self.registry.get(model, variant.version), variant.name, route.revision, self.traces)
-        known = ", ".join(variant.name for variant in route.variants)
-        raise NotFound(f"unknown label {label!r} of model {model!r}; labels, which are the route's variants: {known}")
+        variant = route.labelled(label)
+        if variant is None:
+            known = ", ".join((*(variant.name for variant in route.variants), *route.labels))
+            raise NotFound(f"unknown label {label!r} of model {model!r}; its route's variants and labels: {known}")
+        return Choice(self.registry.get(route.name, variant.version), variant.name, route.revision, self.traces)
+
+    def model_of(self, name: str) -> str:
+        """The model that an alias stands for; any other name stands for itself."""
+        return self._routes.model_of(name)
+
+    def counted_as(self, name: str) -> str:
+        """The model's label in a metric; empty for names that clients make up."""
+        model = self.model_of(name)
+        return model if model in self.registry.names else ""
 
     def abandon(self, call: Call) -> None:
         """The caller left: what has not run yet is not run for it."""
@@ -210,7 +224,7 @@ class DataPlane:
     def _choices_of(self, route: Route) -> Choices:
         by_variant = {
             variant.name: Choice(
-                self.registry.get(route.name, variant.version), variant.name, route.revision, self.traces
+                self.registry.get(route.name, variant.version), variant.name, route.revision, self.traces, route.units
             )
             for variant in route.variants
         }
@@ -218,7 +232,7 @@ class DataPlane:
         return Choices(route, by_variant, drawn)
 
     def _direct(self, model: str, number: str) -> Choice:
-        version = self.registry.get(model, number)
+        version = self.registry.get(self._routes.model_of(model), number)
         choice = self._direct_choices.get(version.key)
         if choice is None or choice.version is not version:
             choice = self._direct_choices[version.key] = Choice(version, traces=self.traces)

@@ -43,14 +43,16 @@ class Inventory:
 
         Raises `NotFound`, or `Unavailable` for one that is there but was refused.
         """
-        return self._routes.leading(model) if version is None else self._registry.get(model, version)
+        if version is None:
+            return self._routes.leading(model)
+        return self._registry.get(self._routes.model_of(model), version)
 
     def metadata(self, model: str, version: str | None) -> JsonObject:
         """The protocol's model metadata. Raises as `version` does."""
         described = self.version(model, version)
         return {
-            "name": model,
-            "versions": self._registry.versions(model),
+            "name": described.key.name,
+            "versions": self._registry.versions(described.key.name),
             "platform": PLATFORM,
             "inputs": [_tensor_metadata(spec) for spec in described.signature.inputs],
             "outputs": [_tensor_metadata(spec) for spec in described.signature.outputs],
@@ -69,11 +71,12 @@ class Inventory:
             max_delay=batching.max_delay_ms / 1e3,
         )
         gpu = self._loader.cuda.device_id if self._loader.device == "cuda" else None
-        return model_config(model, described.signature, limits, file=MODEL_FILE, gpu=gpu)
+        return model_config(described.key.name, described.signature, limits, file=MODEL_FILE, gpu=gpu)
 
     def statistics(self, model: str | None = None, version: str | None = None) -> JsonObject:
         """Triton's statistics of a version, of all versions of a model, or of everything. Raises as `version` does."""
         now = self._clock()
+        model = None if model is None else self._routes.model_of(model)
         if model is None:
             versions = list(self._registry)
         elif version is None:

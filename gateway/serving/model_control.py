@@ -154,6 +154,8 @@ class ModelControl:
 
     async def _load_wanted(self, name: str, version: str | None) -> list[str]:
         async with self._changing:
+            if (owner := self._routes.model_of(name)) != name:
+                raise InvalidRequest(f"{name!r} is an alias of route {owner!r}: take it out of that route first")
             shelf = await self._shelf(name)
             if not (shelf.found if version is None else version in shelf.found):
                 raise NotFound(f"the model repository holds no {name}/{version or '<version>'}/{MODEL_FILE}")

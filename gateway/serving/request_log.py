@@ -153,10 +153,7 @@ class RequestLog:
             key=version.key,
             logged_at=self._clock(),
             rate=self._sample.rate,
-            requests=tuple(
-                LoggedRequest(call.prediction_id.decode(), call.variant, call.revision, call.rows, call.trace_id or "")
-                for call in sampled
-            ),
+            requests=tuple(_logged(call) for call in sampled),
             inputs=inputs,
             outputs=outputs,
             timing=logged_timing(batch, sampled),
@@ -175,6 +172,14 @@ def _column(batch: Batch, sampled: Sequence[Call], array: Array, axis: int | Non
 def _stacked(batch: Batch, sampled: Sequence[Call], array: Array) -> Array:
     """A tensor of a model without rows: each call counts as one."""
     return np.stack([batch.rows_of(call, array) for call in sampled])
+
+
+def _logged(call: Call) -> LoggedRequest:
+    facts = (call.prediction_id.decode(), call.variant, call.revision, call.rows, call.trace_id or "")
+    decision = call.decision
+    if decision is None:
+        return LoggedRequest(*facts)
+    return LoggedRequest(*facts, call.choice.units, decision.bucket, decision.holdout_bucket, decision.rule)
 
 
 def _size(fields: dict[bytes, bytes]) -> int:

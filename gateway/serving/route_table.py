@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -38,6 +39,7 @@ class RouteTable:
         self._store = store
         self._snapshot = snapshot
         self._routes: dict[str, Route] = {}
+        self._aliases: dict[str, str] = {}
         self._seen: dict[str, bytes | None] = {}
         self._variant_names: dict[bytes, str] = {}
         self.problems: dict[str, str] = {}
@@ -56,15 +58,28 @@ class RouteTable:
         return iter(self._routes.values())
 
     def get(self, name: str) -> Route | None:
-        """The route in force, or None for a model that is not loaded."""
-        return self._routes.get(name)
+        """The route in force for a model or an alias, or None for a model that is not loaded."""
+        route = self._routes.get(name)
+        if route is None and name in self._aliases:
+            route = self._routes.get(self._aliases[name])
+        return route
+
+    def model_of(self, name: str) -> str:
+        """The model that an alias stands for; any other name stands for itself."""
+        return name if name in self._routes else self._aliases.get(name, name)
+
+    def compile(self, name: str, document: Any) -> Route:
+        """Compile a document against what is loaded here. Raises `InvalidRoute`."""
+        taken = {alias: f"an alias of route {owner!r}" for alias, owner in self._aliases.items() if owner != name}
+        taken |= dict.fromkeys(self._registry.all_names, "a model")
+        return compile_route(document, name=name, versions=self._registry.versions(name), taken=taken)
 
     def leading(self, name: str) -> ModelVersion:
         """The version that takes most of a model's traffic. Raises as `Registry.get` does."""
-        route = self._routes.get(name)
+        route = self.get(name)
         if route is None:
             return self._registry.latest(name)
-        return self._registry.get(name, max(route.variants, key=lambda variant: variant.weight).version)
+        return self._registry.get(route.name, max(route.variants, key=lambda variant: variant.weight).version)
 
     def variant_name(self, digest: bytes) -> str:
         """The variant that a prediction id names by its hash; the hash itself if no such variant is remembered."""
@@ -109,6 +124,7 @@ class RouteTable:
             self._apply_changes({known: raw for known, raw in stored.items() if known in self._routes})
             change()
             self._follow(name, stored)
+            self._look_again()
 
     async def named_versions(self, names: Collection[str]) -> dict[str, set[str]]:
         """By model, the versions that its stored route names, in force or not.
@@ -141,6 +157,7 @@ class RouteTable:
         self._seen.pop(name, None)
         if name not in self._registry.names:
             self._routes.pop(name, None)
+            self._put_aliases(name, ())
             self.problems.pop(name, None)
             return
         route = self._routes.get(name)
@@ -153,10 +170,18 @@ class RouteTable:
 
     def _apply_changes(self, stored: Mapping[str, bytes | None]) -> None:
         changed = [name for name, raw in stored.items() if name not in self._seen or self._seen[name] != raw]
+        aliases = self._aliases
         for name in changed:
             self._apply(name, stored[name])
+        if self._aliases != aliases:
+            self._look_again()
         if changed:
             self._save_snapshot()
+
+    def _look_again(self) -> None:
+        """At what was refused: the name that an alias wanted may be free by now."""
+        for name in [name for name in self.problems if name in self._seen]:
+            self._apply(name, self._seen[name])
 
     def _apply(self, name: str, raw: bytes | None) -> None:
         self._seen[name] = raw
@@ -181,14 +206,19 @@ class RouteTable:
             document = orjson.loads(raw)
         except orjson.JSONDecodeError as error:
             raise InvalidRoute(f"not JSON: {error}") from error
-        return compile_route(document, name=name, versions=self._registry.versions(name))
+        return self.compile(name, document)
 
     def _put_default(self, name: str) -> None:
         self._put(default_route(name, self._registry.latest(name).key.version))
 
     def _put(self, route: Route) -> None:
         self._routes[route.name] = route
+        self._put_aliases(route.name, route.aliases)
         self._variant_names.update((name_hash(variant.name), variant.name) for variant in route.variants)
+
+    def _put_aliases(self, name: str, aliases: Iterable[str]) -> None:
+        others = {alias: owner for alias, owner in self._aliases.items() if owner != name}
+        self._aliases = others | dict.fromkeys(aliases, name)
 
     async def _learn_variant_names(self, name: str) -> None:
         for entry in await self._store.history(name, HISTORY_FOR_NAMES):
@@ -202,7 +232,7 @@ class RouteTable:
             return
         for name in documents.keys() & names:
             try:
-                self._put(compile_route(documents[name], name=name, versions=self._registry.versions(name)))
+                self._put(self.compile(name, documents[name]))
             except InvalidRoute as error:
                 logger.warning("%s: route %s: %s", self._snapshot, name, error)
         self.is_known = True

@@ -22,7 +22,7 @@ if current ~= ARGV[1] then
 end
 redis.call('SET', KEYS[1], ARGV[2])
 redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'revision', ARGV[4], 'actor', ARGV[5], 'reason', ARGV[6],
-  'before', current, 'document', ARGV[2])
+  'before', current ~= '' and current or ARGV[9], 'document', ARGV[2], 'restores', ARGV[10])
 redis.call('PUBLISH', ARGV[7], ARGV[8])
 return {1, ''}
 """
@@ -41,7 +41,10 @@ class AuditEntry:
     actor: str
     reason: str
     before: JsonObject | None
+    """What was stored; where nothing was, the default route that was in force, if whoever wrote the entry said so."""
     document: JsonObject
+    restores: int | None = None
+    """The revision whose document this is again, if it is that of an earlier one."""
 
 
 def revision_of(raw: bytes | None) -> int:
@@ -66,10 +69,20 @@ class RouteStore:
             replies = await pipeline.execute(raise_on_error=False)
             return {name: _raw(reply) for name, reply in zip(names, replies, strict=True)}
 
-    async def write(self, document: JsonObject, *, replaces: bytes | None, actor: str, reason: str) -> None:
+    async def write(
+        self,
+        document: JsonObject,
+        *,
+        replaces: bytes | None,
+        actor: str,
+        reason: str,
+        default: JsonObject | None = None,
+        restores: int | None = None,
+    ) -> None:
         """Store a valid document in place of exactly what `read` gave.
 
-        Raises `Conflict` if something else is stored by now.
+        `default` is kept as what was before where nothing was stored, `restores` is for the audit entry. Raises
+        `Conflict` if something else is stored by now.
         """
         name = document["name"]
         arguments = [
@@ -81,6 +94,8 @@ class RouteStore:
             reason,
             keys.CHANGES_CHANNEL,
             name,
+            b"" if default is None else orjson.dumps(default),
+            "" if restores is None else restores,
         ]
         with store_errors():
             written, current = await self._write(keys=[keys.route(name), keys.audit(name)], args=arguments)
@@ -107,10 +122,11 @@ class RouteStore:
 
 
 def parse_document(raw: bytes | None) -> JsonObject | None:
-    """The JSON object in `raw`, or None if it is anything else."""
+    """The JSON object in `raw`, or None if it is anything else, or nested deeper than JSON is written here."""
     try:
         document = orjson.loads(raw or b"null")
-    except orjson.JSONDecodeError:
+        orjson.dumps(document)
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return None
     return document if isinstance(document, dict) else None
 
@@ -133,6 +149,7 @@ def _audit_entry(entry_id: bytes, fields: dict[bytes, bytes]) -> AuditEntry | No
             reason=fields[b"reason"].decode(),
             before=parse_document(fields[b"before"]),
             document=parse_document(fields[b"document"]) or {},
+            restores=int(restores) if (restores := fields.get(b"restores")) else None,
         )
     except (KeyError, ValueError):
         return None

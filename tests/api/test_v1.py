@@ -115,10 +115,7 @@ class TestRoutes:
 
     def test_an_unknown_label_is_404_with_those_that_there_are(self, bundled: GatewayProcess) -> None:
         message = error_of(ask(bundled, "employment/labels/gold:predict", {"instances": [ROW]}), 404)
-        assert (
-            message
-            == "unknown label 'gold' of model 'employment'; labels, which are the route's variants: stable, canary"
-        )
+        assert message == "unknown label 'gold' of model 'employment'; its route's variants and labels: stable, canary"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gateway.protocol.datatypes import BYTES, NUMPY_DTYPES
-from gateway.protocol.log_codec import DATA, META, LogEntry, LoggedRequest, MalformedEntry, decode, encode
+from gateway.protocol.log_codec import (
+    DATA,
+    META,
+    LogEntry,
+    LoggedRequest,
+    MalformedEntry,
+    decode,
+    decode_requests,
+    encode,
+)
 from gateway.types import Array, ModelKey, string_array
 
 
@@ -55,6 +64,39 @@ def test_traced_requests_keep_their_trace_and_an_entry_without_any_is_as_it_ever
     # What a collector that knows nothing of traces reads.
     assert {name: value for name, value in meta.items() if name != "traces"} == before
     assert meta["traces"] == ["", "ab" * 16]
+
+
+def routed(entry: LogEntry, *buckets: int | None, units: tuple[str, ...] = ("id, salt m",) * 2) -> LogEntry:
+    requests = (
+        replace(request, units=unit, bucket=bucket, holdout_bucket=bucket, rule=bucket)
+        for request, unit, bucket in zip(entry.requests, units, buckets, strict=True)
+    )
+    return replace(entry, requests=tuple(requests))
+
+
+def test_routed_requests_keep_their_buckets_and_an_entry_without_any_is_as_it_ever_was() -> None:
+    original = routed(small_entry(), 2**53 - 1, None)
+    assert_same(decode(encode(original)), original)
+    meta, before = orjson.loads(encode(original)[META]), orjson.loads(encode(small_entry())[META])
+    # What a collector that knows nothing of routing reads.
+    assert {name: value for name, value in meta.items() if name != "routing"} == before
+    assert decode_requests(encode(original)[META]) == (original.logged_at, original.requests)
+
+
+def test_of_a_batch_that_spans_an_edit_only_the_later_buckets_are_kept() -> None:
+    decoded = decode(encode(routed(small_entry(), 5, 6, units=("id, salt old", "id, salt new"))))
+    assert [(one.units, one.bucket) for one in decoded.requests] == [("id, salt new", None), ("id, salt new", 6)]
+
+
+def test_a_last_request_that_named_its_version_costs_the_others_nothing() -> None:
+    decoded = decode(encode(routed(small_entry(), 5, None, units=("id, salt m", ""))))
+    assert [one.bucket for one in decoded.requests] == [5, None]
+
+
+@pytest.mark.parametrize("meta", [b"", b"7", b"{}", b'{"logged_at":1,"requests":[[]]}'])
+def test_requests_alone_are_read_as_carefully(meta: bytes) -> None:
+    with pytest.raises(MalformedEntry):
+        decode_requests(meta)
 
 
 def columns(rows: int) -> st.SearchStrategy[dict[str, Array]]:
@@ -126,6 +168,10 @@ def test_one_column_is_what_an_entry_may_hold() -> None:
         changed(traces=["a"]),
         changed(traces=["a", "b", "c"]),
         changed(traces=7),
+        changed(routing=7),
+        changed(routing={"buckets": [1]}),
+        changed(routing={"buckets": ["a", "b"]}),
+        changed(routing={"rules": None}),
         changed(columns={}),
         changed(columns=[{}]),
         changed(rate="often"),

@@ -132,3 +132,15 @@ def test_whatever_is_observed_predictions_are_positive_and_finite(runs: list[tup
             assert 0 < cost.predict(other) < math.inf
             assert cost.predict(other) <= cost.predict_p99(other) < math.inf
     assert len(cost.classes) <= 20
+
+
+def test_sizes_that_are_not_run_stay_what_they_were_however_long_another_is() -> None:
+    rng = random.Random(1)
+    cost = CostModel()
+    for rows in (1, 8, 64, 256):
+        cost.warm(rows, 1e-4 + 1e-5 * rows)
+    for _ in range(20_000):
+        cost.observe(58, (1e-4 + 1e-5 * 58) * rng.lognormvariate(-0.08, 0.4))
+    assert cost.predict(58) == pytest.approx(1e-4 + 1e-5 * 58, rel=0.3)
+    assert cost.predict(1) == pytest.approx(1e-4 + 1e-5, rel=0.3)
+    assert cost.predict(256) == pytest.approx(1e-4 + 1e-5 * 256, rel=0.3)

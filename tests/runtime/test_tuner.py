@@ -59,7 +59,7 @@ def test_a_wrong_measurement_at_load_is_corrected_by_traffic(believed: int, wait
 
 def test_a_model_that_gains_from_rows_gets_back_to_many() -> None:
     truth = {rows: 1e-4 + 1e-6 * rows for rows in SIZES}
-    tuner = warmed({rows: seconds * (20 if rows > 4 else 1) for rows, seconds in truth.items()})
+    tuner = warmed({rows: seconds * (40 if rows > 4 else 1) for rows, seconds in truth.items()})
     assert tuner.rows == 4
     serve(tuner, truth, 500, 1500, noise=0.1)
     assert tuner.rows == 64

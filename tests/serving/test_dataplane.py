@@ -13,9 +13,11 @@ import pytest
 
 from gateway.errors import GatewayError, InvalidRequest, NotFound
 from gateway.prediction_id import SummaryKind, name_hash
+from gateway.routing.route import bucket_of
+from gateway.serving.call import Call
 from gateway.state import keys
 from gateway.state.client import Store
-from gateway.types import Array, InferenceResponse
+from gateway.types import Array, InferenceRequest, InferenceResponse
 from tests.support import strange_models
 from tests.support.manifests import write_published_version
 from tests.support.planes import NOW, Plane, plane_over
@@ -164,3 +166,62 @@ def test_an_id_tells_the_answer_of_its_own_row_wherever_rows_lie(tmp_path: Path,
     assert [{spec.name: array.tolist() for spec, array in response.outputs} for response in responses] == [
         {"y": [[[value, -value]]], "greatest": [[value]]} for value in (3, 5, 7)
     ]
+
+
+def affine_route(**more: Any) -> dict[str, Any]:
+    variants = [{"name": "old", "version": "1", "weight": 100}, {"name": "new", "version": "2", "weight": 0}]
+    return {"name": "affine", "revision": 12, "variants": variants, **more}
+
+
+ONE_ROW = {"x": np.ones((1, 3), np.float32)}
+
+
+class TestWhatRoutesLookAt:
+    def put(self, plane: Plane, store: Store, run: Run, document: dict[str, Any]) -> None:
+        async def write() -> None:
+            await store.set(keys.route("affine"), orjson.dumps(document))
+            await plane.routes.refresh()
+
+        run(write())
+        assert plane.routes.problems == {}
+
+    def test_a_unit_may_be_the_id_or_a_parameter(
+        self, plane_models: Path, tmp_path: Path, store: Store, run: Run
+    ) -> None:
+        with plane_over(plane_models, tmp_path, store=store) as plane:
+            for sticky, facts in (({"id": True}, {"id": "7"}), ({"parameter": "user"}, {"parameters": {"user": 7}})):
+                self.put(plane, store, run, affine_route(sticky=sticky))
+                call = Call(lambda _: None)
+                plane.plane.choose(call, InferenceRequest("affine", None, {}, **facts), {})
+                assert call.decision is not None
+                assert call.decision.bucket == bucket_of("affine", "7")
+
+    def test_a_rule_may_look_at_the_query(self, plane_models: Path, tmp_path: Path, store: Store, run: Run) -> None:
+        rules = [{"query": "v", "equals": "new", "variant": "new"}]
+        with plane_over(plane_models, tmp_path, store=store) as plane:
+            self.put(plane, store, run, affine_route(match=rules))
+            for query, variant in (("v=new", "new"), ("v=old", "old"), ("", "old")):
+                call = Call(lambda _: None)
+                call.query = query
+                assert plane.plane.choose(call, InferenceRequest("affine", None, {}), {}).variant == variant
+
+    def test_a_random_route_decides_nothing_that_is_remembered(self, plane: Plane) -> None:
+        call = Call(lambda _: None)
+        assert plane.plane.choose(call, InferenceRequest("affine", None, {}), {}).units == ""
+        assert call.decision is None
+
+    def test_an_alias_is_the_model_under_another_name(
+        self, plane_models: Path, tmp_path: Path, store: Store, run: Run
+    ) -> None:
+        with plane_over(plane_models, tmp_path, store=store) as plane:
+            self.put(plane, store, run, affine_route(aliases=["jobs"], labels={"gold": "new"}))
+            for version, answered in ((None, "1"), ("2", "2")):
+                response = run(plane.predict("jobs", ONE_ROW, version))
+                assert (response.key.name, response.key.version) == ("affine", answered)
+            assert plane.plane.labelled("jobs", "gold").version.key.version == "2"
+            assert (plane.plane.counted_as("jobs"), plane.plane.counted_as("absent")) == ("affine", "")
+            with pytest.raises(NotFound, match=r"unknown label 'silver' of model 'jobs'; .*: old, new, gold"):
+                plane.plane.labelled("jobs", "silver")
+            self.put(plane, store, run, affine_route(revision=13))
+            with pytest.raises(NotFound, match="unknown model 'jobs'"):
+                run(plane.predict("jobs", ONE_ROW))

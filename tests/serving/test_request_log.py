@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 
 from gateway.errors import StoreUnavailable
 from gateway.protocol import log_codec
 from gateway.protocol.log_codec import LogEntry
+from gateway.routing.route import bucket_of
 from gateway.serving import request_log as request_log_module
 from gateway.serving.request_log import RequestLog
 from gateway.state import keys
@@ -20,8 +22,6 @@ from gateway.state.client import Store
 from gateway.state.log_writer import LogWriter, Outcome
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, InferenceResponse, ModelKey, string_array
-from tests.support import strange_models
-from tests.support.onnx_models import write_version
 from tests.support.planes import NOW, FakeWriter, Plane, plane_over
 from tests.support.waiting import cancel, wait_until_async
 
@@ -350,57 +350,31 @@ def test_what_the_store_did_not_take_is_written_once_later_and_the_rest_not_agai
     assert firsts == [0.0, 1.0, 2.0]
 
 
-def strange_plane(folder: Path, writer: FakeWriter) -> Any:
-    models = folder / "models"
-    write_version(models, "recurrent", "1", strange_models.recurrent())
-    write_version(models, "resampled", "1", strange_models.resampled())
-    write_version(models, "encoder", "1", strange_models.encoder(), strange_models.PADDED_ENCODER)
-    return plane_over(models, folder, writer=writer)
-
-
-def test_rows_on_other_axes_are_logged_on_axis_0(tmp_path: Path, run: Run) -> None:
-    writer = FakeWriter()
-    states = [np.full((2, rows, 3), rows, np.float32) for rows in (1, 2)]
-
-    async def scenario(plane: Plane) -> None:
-        callers = [{"x": np.zeros((state.shape[1], 3), np.float32), "state": state} for state in states]
-        await asyncio.gather(*(plane.predict("recurrent", inputs) for inputs in callers))
-        await plane.log.flush()
-
-    with strange_plane(tmp_path, writer) as plane:
-        run(scenario(plane))
-    (entry,) = decoded(writer)
-    assert [request.rows for request in entry.requests] == [1, 2]
-    assert entry.inputs["state"].tolist() == [[[rows] * 3] * 2 for rows in (1, 2, 2)]
-    assert entry.outputs["y"].tolist() == [[rows] * 3 for rows in (1, 2, 2)]
-    assert entry.outputs["new_state"].tolist() == [[[rows / 2] * 3] * 2 for rows in (1, 2, 2)]
-
-
-def test_what_holds_for_all_rows_is_logged_for_each(tmp_path: Path, run: Run) -> None:
+def test_a_sticky_request_leaves_its_bucket_and_nothing_of_who_asked(
+    plane_models: Path, tmp_path: Path, store: Store, run: Run
+) -> None:
+    document = {
+        "name": "affine",
+        "revision": 3,
+        "variants": [{"name": "old", "version": "1", "weight": 50}, {"name": "new", "version": "2", "weight": 50}],
+        "sticky": {"header": "x-user"},
+        "holdout": 1,
+        "match": [{"header": "x-beta", "equals": "secret-beta", "variant": "new"}],
+    }
     writer = FakeWriter()
 
     async def scenario(plane: Plane) -> None:
-        inputs = {"signal": np.ones((3, 2), np.float32), "rate": np.array(8, np.float32)}
-        await plane.predict("resampled", inputs)
+        await store.set(keys.route("affine"), orjson.dumps(document))
+        await plane.routes.refresh()
+        for headers in ({"x-user": "secret-ann"}, {"x-user": "secret-ann", "x-beta": "secret-beta"}, {}):
+            await plane.predict("affine", row(1, 2, 3), headers=headers)
         await plane.log.flush()
 
-    with strange_plane(tmp_path, writer) as plane:
+    with plane_over(plane_models, tmp_path, store=store, writer=writer) as plane:
         run(scenario(plane))
-    (entry,) = decoded(writer)
-    assert entry.inputs["rate"].tolist() == [8, 8, 8]
-
-
-def test_padded_sequences_are_logged_as_the_run_had_them(tmp_path: Path, run: Run) -> None:
-    writer = FakeWriter()
-
-    async def scenario(plane: Plane) -> None:
-        callers = [{"tokens": np.ones((1, length), np.int64)} for length in (3, 4)]
-        await asyncio.gather(*(plane.predict("encoder", inputs) for inputs in callers))
-        await plane.log.flush()
-
-    with strange_plane(tmp_path, writer) as plane:
-        run(scenario(plane))
-    (entry,) = decoded(writer)
-    assert entry.inputs["tokens"].tolist() == [[1, 1, 1, 7], [1, 1, 1, 1]]
-    assert entry.inputs.keys() == {"tokens"}
-    assert entry.outputs["hidden"].shape == (2, 4)
+    logged = [request for entry in decoded(writer) for request in entry.requests]
+    assert [one.rule for one in logged] == [None, 0, None]
+    assert [one.bucket for one in logged] == [bucket_of("affine", "secret-ann")] * 2 + [None]
+    assert [one.holdout_bucket for one in logged] == [bucket_of("holdout", "secret-ann")] * 2 + [None]
+    assert logged[0].units == "header x-user, salt affine"
+    assert not any(b"secret" in value for _, fields in writer.entries for value in fields.values())

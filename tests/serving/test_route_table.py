@@ -56,7 +56,7 @@ def table(registry: Registry, store: Store, tmp_path: Path) -> RouteTable:
 def in_force(routes: RouteTable, name: str = "m") -> tuple[int, str]:
     route = routes.get(name)
     assert route is not None
-    return route.revision, route.choose({}, "u").version
+    return route.revision, route.choose({}, 0.5).variant.version
 
 
 async def put(store: Store, raw: bytes | dict[str, Any]) -> None:
@@ -344,3 +344,46 @@ def test_junk_in_the_audit_stream_does_not_stop_the_watch(
         await cancel(watching)
 
     run(scenario())
+
+
+class TestAliases:
+    def test_an_alias_leads_to_its_route_until_it_is_taken_away(
+        self, registry: Registry, store: Store, tmp_path: Path, run: Run
+    ) -> None:
+        async def scenario() -> None:
+            routes = table(registry, store, tmp_path)
+            await put(store, document(1, aliases=["jobs"]))
+            await routes.refresh()
+            assert in_force(routes, "jobs") == (1, "1")
+            assert routes.leading("jobs").key.version == "1"
+            assert [routes.model_of(name) for name in ("jobs", "m", "absent")] == ["m", "m", "absent"]
+            assert [route.name for route in routes] == ["m", "other"]
+            assert in_force(table(registry, connect("redis://127.0.0.1:1"), tmp_path), "jobs") == (1, "1")
+            await put(store, document(2))
+            await routes.refresh()
+            assert routes.get("jobs") is None
+
+        run(scenario())
+
+    @pytest.mark.parametrize(
+        ("alias", "problem"), [("other", "'other' is a model"), ("work", "'work' is an alias of route 'other'")]
+    )
+    def test_a_name_that_something_else_has_is_refused(
+        self, alias: str, problem: str, registry: Registry, store: Store, tmp_path: Path, run: Run
+    ) -> None:
+        async def scenario() -> None:
+            routes = table(registry, store, tmp_path)
+            other = {"name": "other", "revision": 1, "aliases": ["work"]}
+            other |= {"variants": [{"name": "v", "version": "1", "weight": 100}]}
+            await store.set(keys.route("other"), orjson.dumps(other))
+            await routes.refresh()
+            await put(store, document(1, aliases=[alias]))
+            await routes.refresh()
+            assert routes.problems["m"].startswith(f"aliases[0]: {problem}")
+            assert in_force(routes, "work") == (1, "1")
+            # Once the name is free, the route that wanted it gets it.
+            await store.set(keys.route("other"), orjson.dumps({**other, "revision": 2, "aliases": []}))
+            await routes.refresh()
+            assert routes.get("work") is (routes.get("m") if alias == "work" else None)
+
+        run(scenario())

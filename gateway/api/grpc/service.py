@@ -169,7 +169,7 @@ class InferenceService:
         return call, outcome
 
     def _count(self, model: str, error: GatewayError) -> None:
-        self._metrics.count(ERRORS, model if model in self._plane.registry.names else "", error.code)
+        self._metrics.count(ERRORS, self._plane.counted_as(model), error.code)
 
     # -- Health and metadata -------------------------------------------------------------------------------------------
 
