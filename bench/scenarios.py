@@ -15,6 +15,8 @@ Load: TypeAlias = Literal["closed", "open", "overload", "idle"]
 OPEN_CONNECTIONS = 256
 LONGER_WAITS = frozenset({"rows-64", "rows-256"})
 """Where batches that wait 10 ms instead of 1 might serve a peer better; with few callers they only make them wait."""
+ENGINE_SCENARIOS = frozenset({"rows-1", "rows-64", "compute"})
+"""Where it is asked what a process of its own for the sessions costs or brings."""
 IDLE_SECONDS = 10.0
 
 
@@ -44,7 +46,9 @@ class Scenario:
         """Whether a server takes part."""
         if self.servers is not None:
             return server in self.servers
-        is_worth_it = not server.endswith("-10ms") or self.name in LONGER_WAITS
+        is_worth_it = (not server.endswith("-10ms") or self.name in LONGER_WAITS) and (
+            server != "gateway-engine" or self.name in ENGINE_SCENARIOS
+        )
         return is_worth_it and server not in self.without and protocol in self.protocols
 
 
@@ -52,6 +56,7 @@ OIP: frozenset[Protocol] = frozenset({"oip"})
 MODELS: frozenset[Protocol] = frozenset({"oip", "row"})
 PLAIN = frozenset({"gateway-plain"})
 GATEWAY = frozenset({"gateway"})
+ENGINE = frozenset({"gateway-engine"})
 
 
 def _single(connections: int) -> Scenario:
@@ -95,7 +100,7 @@ SCENARIOS = {
             *("image", "closed", 1, 1),
             is_binary=True,
             has_baseline=True,
-            servers=GATEWAY,
+            servers=GATEWAY | ENGINE,
         ),
         Scenario(
             "overload",

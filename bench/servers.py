@@ -73,6 +73,13 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("gateway", "oip", OIP_PATH, (*GATEWAY, "--sample-rate", "0.01"), is_gateway=True),
+        Kind(
+            "gateway-engine",
+            "oip",
+            OIP_PATH,
+            (*GATEWAY, "--sample-rate", "0.01", "--engine", "process"),
+            is_gateway=True,
+        ),
         # Nothing to route between and nothing sampled; ids and metrics cannot be switched off.
         Kind("gateway-plain", "oip", OIP_PATH, (*GATEWAY, "--sample-rate", "0"), is_gateway=True),
         Kind("echo", "none", "/", ("{python}", "bench/peers/echo/serve.py")),
@@ -156,7 +163,7 @@ def serve(kind: Kind, model: str, threads: int) -> Iterator[Running]:
             variables |= {"PORT": ports["port"], "MODEL": relative(model_file(model)), "THREADS": str(threads)}
         process = _start(stack, kind.name, program, variables)
         _wait(kind, process, int(ports["port"]))
-        if kind.name == "gateway" and model == "mlp":
+        if kind.name != "gateway-plain" and kind.is_gateway and model == "mlp":
             _set_route(f"http://{HOST}:{ports['port2']}", model)
         command = " ".join([*(f"{name}={value}" for name, value in variables.items()), *program])
         url = f"http://{HOST}:{ports['port']}{kind.path.format(model=model)}"

@@ -1,4 +1,4 @@
-"""The children of `gateway serve`: the embedded store and the collector, unless others do their work."""
+"""The children of `gateway serve`: the embedded store and the collector, unless others do that, and the engine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
+from gateway.engine_process import EngineProcess
 from gateway.errors import StartupError
-from gateway.settings import ENV_PREFIX, Settings
+from gateway.settings import ENGINE_OPTIONS, ENV_PREFIX, Settings
 from gateway.state.embedded import EmbeddedStore
 from gateway.state.process import ChildProcess
 
@@ -46,6 +47,9 @@ def _children(settings: Settings) -> tuple[str, list[ChildProcess]]:
         children.append(embedded)
     if settings.collector:
         children.append(_collector(settings, redis_url))
+    if settings.engine == "process":
+        options = {name: value for name, value in settings.as_options().items() if name in ENGINE_OPTIONS}
+        children.append(EngineProcess(settings.data_dir, child_environment(options)))
     return redis_url, children
 
 

@@ -136,6 +136,16 @@ def collect(**options: Any) -> None:
     _run(run(settings.redis_url, settings.models, settings.consumer_name))
 
 
+@app.command(hidden=True)
+def engine() -> None:
+    """Owns the sessions; `gateway serve --engine process` starts it, with the settings in the environment."""
+    from gateway.engine_process import run_engine  # noqa: PLC0415 -- as above
+
+    settings = load_settings({})
+    configure(settings.log_level, settings.log_format)
+    _run(run_engine(settings))
+
+
 @app.command()
 def drift(
     model: Annotated[str | None, typer.Argument(help="One model; all of them without it.")] = None,

@@ -6,21 +6,21 @@ import asyncio
 import gc
 import importlib.util
 import logging
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from socket import socket
 
-import numpy as np
 from starlette.types import ASGIApp
 
 from gateway.api.workers import Opening
 from gateway.children import running_children
+from gateway.engine_process import engine_socket
 from gateway.errors import StartupError, StoreUnavailable
-from gateway.lifecycle import Started, background, exclusive, stop_signals
+from gateway.lifecycle import Started, background, exclusive, prepare_to_serve, stop_signals
 from gateway.listener import Listener, address, bind, bind_private
+from gateway.runtime.engine.client import EngineClient
 from gateway.runtime.repository import VersionFolder, scan, selected, survey, usable
 from gateway.runtime.session import Device, choose_device
 from gateway.runtime.trust import read_keys
@@ -32,10 +32,6 @@ from gateway.wiring import Gateway, Place, thread_budget
 
 logger = logging.getLogger(__name__)
 
-GIL_SWITCH_SECONDS = 2e-5
-"""A thread that comes back from ONNX Runtime waits this long for the interpreter, instead of Python's 5 ms."""
-GC_THRESHOLDS = (50_000, 20, 50)
-"""Allocations before the youngest objects are looked at, and how many such looks before older ones are."""
 LAST_FLUSH_SECONDS = 5.0
 """At shutdown, how long the request log may take to write what it holds."""
 ID_KEY_FILE = "id.key"
@@ -65,23 +61,23 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
             ops=stack.enter_context(bind("ops_port", settings.ops_host, settings.ops_port)),
             grpc=stack.enter_context(_bind_grpc(settings)),
         )
-        device = choose_device(settings.device)
+        device = choose_device(settings.device) if settings.engine == "inline" else None
         folders = scan(settings.models)
         if settings.model_keys is not None:
             read_keys(settings.model_keys)
         # 2. The store and the collector, each a child if it is ours.
         redis_url, children = stack.enter_context(running_children(settings))
+        await stack.enter_async_context(background(*(child.keep_running() for child in children)))
         # 3. The models, then the rules about them.
         gateway = await _loaded(stack, settings, redis_url, device, folders)
         # 4. What runs beside the requests.
-        beside = (*_beside(gateway, settings), *(child.keep_running() for child in children))
-        await stack.enter_async_context(background(*beside))
+        await stack.enter_async_context(background(*_beside(gateway, settings)))
         # 5. The doors; they close first. Whoever is inside is answered before anything else stops.
         await _open_ops(stack, gateway, gateway.ops_app(), sockets, settings)
         await _open_public(stack, gateway, sockets, settings)
         announce(
             Started(
-                summary=summary_of(gateway.registry, device),
+                summary=summary_of(gateway.registry, gateway.loader.device),
                 public_url=f"http{'s' if settings.tls else ''}://{address(sockets.public)}",
                 ops_url=f"http://{address(sockets.ops)}",
                 grpc_address=address(sockets.grpc) if sockets.grpc is not None else None,
@@ -107,7 +103,7 @@ async def serve_as_worker(settings: Settings, place: Place) -> None:
             ops=stack.enter_context(bind_private(place.socket)),
             grpc=stack.enter_context(_bind_grpc(settings, shared=True)),
         )
-        device = choose_device(settings.device)
+        device = choose_device(settings.device) if settings.engine == "inline" else None
         assert settings.redis_url is not None  # noqa: S101 -- the supervisor says which it is
         gateway = await _loaded(stack, settings, settings.redis_url, device, _folders(settings, place), place)
         if gateway.upward is not None:
@@ -137,35 +133,49 @@ async def _loaded(
     stack: AsyncExitStack,
     settings: Settings,
     redis_url: str,
-    device: Device,
+    device: Device | None,
     folders: Sequence[VersionFolder],
     place: Place | None = None,
 ) -> Gateway:
-    """A gateway with its models and the rules about them, not reachable yet."""
-    sys.setswitchinterval(GIL_SWITCH_SECONDS)
-    # The decoder looks for numbers that became infinite; numpy need not warn of them as well.
-    np.seterr(over="ignore")
-    # A request leaves no cycles behind, so hunting for them among its objects every few requests finds nothing.
-    gc.set_threshold(*GC_THRESHOLDS)
+    """A gateway with its models and the rules about them, not reachable yet. Without a device the engine runs them."""
+    prepare_to_serve()
     store = connect(redis_url)
     stack.push_async_callback(store.aclose)
     executor = stack.enter_context(ThreadPoolExecutor(thread_budget(settings), "onnx"))
-    gateway = Gateway(settings, store, await id_key(settings, store), device, executor, place)
+    engine = None
+    if device is None:
+        engine = await stack.enter_async_context(_connected(settings))
+        device = engine.device
+    gateway = Gateway(settings, store, await id_key(settings, store), device, executor, place, engine)
     if place is None or place.versions is None:
         named = await gateway.routes.named_versions({folder.key.name for folder in folders})
         folders = selected(list(folders), named)
-    if folders:
+    if folders and engine is None:
         gateway.loader.load_all(list(folders), gateway.registry)
+    elif folders:
+        # The connection to the engine is looked after meanwhile.
+        await asyncio.to_thread(gateway.loader.load_all, list(folders), gateway.registry)
     gateway.routes.begin()
     await _first_rules(gateway)
     return gateway
 
 
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[EngineClient]:
+    """The connection to the engine process, kept up to the end. Raises `StartupError` if there is no engine."""
+    client = EngineClient(engine_socket(settings.data_dir), settings.engine_arena_bytes)
+    await client.connect()
+    with closing(client):
+        async with background(client.keep_connected()):
+            yield client
+
+
 def _beside(gateway: Gateway, settings: Settings) -> Iterator[Coroutine[None, None, None]]:
     yield gateway.routes.watch(settings.route_poll_seconds)
     yield gateway.log.run()
-    yield gateway.learning.run()
-    yield gateway.core_contests.run()
+    if gateway.engine is None:
+        yield gateway.learning.run()
+        yield gateway.core_contests.run()
     if settings.model_poll_seconds:
         yield gateway.poll.run(settings.model_poll_seconds)
 

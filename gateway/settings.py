@@ -27,6 +27,12 @@ OPS_URL_VARIABLE = f"{ENV_PREFIX}OPS_URL"
 
 LOG_BUFFER_MINIMUM = 2**16
 
+ENGINE_OPTIONS = (
+    *("models", "model_keys", "model_memory_bytes", "data_dir", "device", "device_id", "device_memory_bytes"),
+    *("threads", "thread_budget", "request_timeout", "log_level", "log_format"),
+)
+"""What the engine process is told."""
+
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
@@ -90,6 +96,12 @@ class Settings(BaseSettings):
     thread_budget: int = Field(
         0, ge=0, description="Threads that all ONNX Runtime calls together may use; 0 is the cores of this process."
     )
+    engine: Literal["inline", "process"] = Field(
+        "inline", description="Where models run: in the gateway, or in one engine process (Linux only)."
+    )
+    engine_arena_bytes: int = Field(
+        256 * 2**20, ge=2**20, description="Memory shared with the engine process; one request's inputs must fit."
+    )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="A larger request body is refused with 413.")
     request_timeout: float = Field(30.0, gt=0, description="Longest wait in a model's queue before 503.")
     sample_rate: float = Field(1.0, ge=0, le=1, description="Share of the requests whose rows are logged.")
@@ -146,12 +158,19 @@ class Settings(BaseSettings):
             _refuse_unusable_endpoint(self.otlp_endpoint)
         elif "trace_rate" in self.model_fields_set:
             raise ValueError("trace_rate has no effect without otlp_endpoint; give both or leave it out")
+        self._can_have_engine()
         if self.ops_token is None and not is_loopback(self.ops_host):
             raise ValueError(
                 f"ops_host {self.ops_host} is reachable from other machines and the ops port has no token: "
                 f"set {ENV_PREFIX}OPS_TOKEN, or keep ops_host on 127.0.0.1"
             )
         return self
+
+    def _can_have_engine(self) -> None:
+        if self.engine == "process" and sys.platform != "linux":
+            raise ValueError("engine process needs Linux, for memory without a name; use inline")
+        if self.engine == "inline" and "engine_arena_bytes" in self.model_fields_set:
+            raise ValueError("engine_arena_bytes has no effect without engine process; give both or leave it out")
 
     def _can_be_shared_out(self) -> None:
         if sys.platform != "linux":

@@ -60,8 +60,9 @@ async def supervise(settings: Settings, announce: Callable[[Started], None]) -> 
         scan(settings.models)
         if settings.model_keys is not None:
             read_keys(settings.model_keys)
-        # 2. The store and the collector, and the key, which the first of several would otherwise make for itself.
+        # 2. Store, collector and engine, and the key, which the first of several would otherwise make for itself.
         redis_url, children = stack.enter_context(running_children(settings))
+        await stack.enter_async_context(background(*(child.keep_running() for child in children)))
         store = connect(redis_url)
         stack.push_async_callback(store.aclose)
         await id_key(settings, store)
@@ -81,7 +82,7 @@ async def supervise(settings: Settings, announce: Callable[[Started], None]) -> 
             return refused.code
         if summary is None:
             return 0
-        await stack.enter_async_context(background(*fleet.keeping(), *(child.keep_running() for child in children)))
+        await stack.enter_async_context(background(*fleet.keeping()))
         announce(
             Started(
                 summary=summary,

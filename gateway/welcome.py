@@ -38,7 +38,8 @@ def announce(started: Started) -> None:
     facts.add_row("try them", f"{started.public_url}/try")
     facts.add_row("ops", f"{started.ops_url}  (routes, drift, /metrics)")
     facts.add_row("store", started.store)
-    facts.add_row("device", summary.device)
+    where = " (engine process)" if started.settings.engine == "process" else ""
+    facts.add_row("device", f"{summary.device}{where}")
     if started.settings.workers > 1:
         facts.add_row("workers", str(started.settings.workers))
     for index, (name, versions) in enumerate(summary.models.items()):

@@ -27,11 +27,14 @@ from gateway.api.workers import Opening, UpwardApi, WorkerApi
 from gateway.prediction_id import IdSigner
 from gateway.runtime.cores import usable_cores
 from gateway.runtime.cuda import cuda_options
+from gateway.runtime.engine.client import EngineClient
+from gateway.runtime.engine.remote import EngineLoader
 from gateway.runtime.memory import ModelMemory
-from gateway.runtime.registry import Loader, Registry
+from gateway.runtime.registry import Loader, ModelVersion, Registry
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import Device
 from gateway.runtime.warming import LEARNED_FOLDER
+from gateway.runtime.work import Batch
 from gateway.serving.core_contest import CoreContests
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.feedback import Feedback
@@ -90,8 +93,11 @@ class Gateway:
         device: Device,
         executor: Executor,
         place: Place | None = None,
+        engine: EngineClient | None = None,
     ) -> None:
-        """Models are to run on `device`, in threads of `executor` unless they are fast; `place` is a worker's.
+        """Models are to run on `device`, in threads of `executor` unless they are fast, or all in the `engine`.
+
+        `place` is a worker's.
 
         Raises `StartupError` if a setting has no effect there.
         """
@@ -118,23 +124,23 @@ class Gateway:
             tells_timing=settings.server_timing,
         )
         self.scheduler = Scheduler(thread_budget(settings))
-        cuda = cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER)
-        learned = settings.data_dir / LEARNED_FOLDER
-        self.loader = Loader(
-            *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
-            cuda=cuda,
-            learned=learned,
-            model_keys=settings.model_keys,
-            memory=ModelMemory(settings.model_memory_bytes),
-        )
-        self.learning = Learning(self.registry, learned)
+        self.loader = make_loader(settings, device, executor, self.scheduler, self.plane.finish)
+        self.engine = engine
+        if engine is not None:
+            self.loader = EngineLoader(
+                *(device, settings.threads, executor, self.scheduler, settings.request_timeout, self.plane.finish),
+                cuda=self.loader.cuda,
+                client=engine,
+                metrics=self.metrics,
+            )
+        self.learning = Learning(self.registry, settings.data_dir / LEARNED_FOLDER)
         self.core_contests = CoreContests(self.registry)
         self.control = ModelControl(settings.models, self.loader, self.plane, self.routes, self.metrics)
         self.poll = ModelPoll(settings.models, self.registry, self.control)
         feedback = Feedback(self.registry, self.routes, signer, writer, self.metrics)
         editor = RouteEditor(self.registry, self.routes, route_store)
         watching = Watching(self.registry, StatsStore(store), self.metrics)
-        self.metrics.add_gauges(serving_gauges(self.registry, self.routes, self.scheduler))
+        self.metrics.add_gauges(serving_gauges(self.registry, self.routes, self.scheduler, runs_models=engine is None))
         self._inventory = Inventory(self.plane, self.routes, self.loader)
         self._inference = InferenceApi(
             self.plane,
@@ -212,6 +218,23 @@ class Gateway:
 def thread_budget(settings: Settings) -> int:
     """Threads that all runs off the event loop may use together."""
     return settings.thread_budget or usable_cores()
+
+
+def make_loader(
+    settings: Settings,
+    device: Device,
+    executor: Executor,
+    scheduler: Scheduler,
+    on_batch: Callable[[ModelVersion, Batch], None],
+) -> Loader:
+    """What loads models into this process. Raises `StartupError` if a setting has no effect on the device."""
+    return Loader(
+        *(device, settings.threads, executor, scheduler, settings.request_timeout, on_batch),
+        cuda=cuda_options(device, settings.device_id, settings.device_memory_bytes, settings.data_dir / ENGINE_FOLDER),
+        learned=settings.data_dir / LEARNED_FOLDER,
+        model_keys=settings.model_keys,
+        memory=ModelMemory(settings.model_memory_bytes),
+    )
 
 
 def start_tracing(settings: Settings, metrics: GatewayMetrics) -> Tracing | None:

@@ -86,8 +86,9 @@ class InferenceApi:
         return json_response(self._inventory.metadata(*model_and_version(request)))
 
     async def model_ready(self, request: Request) -> Response:
-        """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that is not loaded."""
+        """`GET .../ready`: 200, 404 for an unknown model, 503 with the reason for one that cannot run."""
         version = self._inventory.version(*model_and_version(request))
+        version.require_ready()
         return json_response({"name": version.key.name, "ready": True})
 
     async def infer(self, request: Request) -> Response:

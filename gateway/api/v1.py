@@ -68,9 +68,11 @@ class V1Api:
     async def status(self, request: Request) -> Response:
         """`GET /v1/models/{model}[/versions/{version}|/labels/{label}]`: what KServe and TensorFlow Serving say.
 
-        404 for an unknown model, 503 with the reason for one of which no version is loaded.
+        404 for an unknown model, 503 with the reason for one of which no version is loaded or which cannot run.
         """
-        key = self._version(request).key
+        asked = self._version(request)
+        asked.require_ready()
+        key = asked.key
         is_any = request.path_params.keys() == {"model"}
         versions = self._registry.versions(key.name) if is_any else [key.version]
         states = [_state(version, "AVAILABLE", "OK") for version in versions]

@@ -4,38 +4,28 @@ Idle, a request runs at the next turn of the event loop: no timer, no wait. Whil
 other models have their turn (`scheduler.py`), requests pile up in the queue (`queue.py`), and the next run takes what
 is there, oldest first, up to as many rows as the tuner says (`tuner.py`).
 
-A run that fails with several callers on board is repeated for each of them alone, so that only the one with the
-bad values gets the error. A model whose outputs turn out not to have one row per input row runs alone from then on.
-
 Everything here happens on the event loop's thread except the run itself, and that too where it is short.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
-from itertools import accumulate
 from typing import NamedTuple, Protocol
 
-from gateway.errors import GatewayError, InferenceFailed, Unavailable
+from gateway.runtime.batching import BUSY, DELAY, Batcher, Departure, rows_of
 from gateway.runtime.choice import INLINE_SECONDS
 from gateway.runtime.cost_model import CostModel
 from gateway.runtime.layout import Layout
-from gateway.runtime.queue import ALONE, WorkQueue
+from gateway.runtime.queue import ALONE
 from gateway.runtime.scheduler import Charge, Scheduler
 from gateway.runtime.tuner import ShapeTuner, Tuner
-from gateway.runtime.work import Batch, Bucket, Work, settled
+from gateway.runtime.work import Batch, Bucket, Work
 from gateway.types import Array, Signature
 
-logger = logging.getLogger(__name__)
-
-IDLE, BUSY, FULL, DELAY, APART = "idle", "busy", "full", "delay", "alone"
-"""Why a batch left: nothing was running; the run before it was over; no more rows may share a run; `max_delay` had
-passed, or enough rows were there before; works of this model share no run."""
 INLINE_LIMIT_SECONDS = 4 * INLINE_SECONDS
 """A run that was predicted to be short and took this long is a surprise."""
 SURPRISES_FORGOTTEN = 0.99
@@ -63,15 +53,8 @@ class Ran(NamedTuple):
     """Of the thread that ran it."""
 
 
-class Departure(NamedTuple):
-    """When a batch left the queue, in seconds, and why then."""
-
-    at: float
-    reason: str
-
-
-class DynamicBatcher:
-    """Takes from the queue, runs and scatters for one model version."""
+class DynamicBatcher(Batcher):
+    """Runs batches on a session: the short ones on the event loop, the others on threads."""
 
     def __init__(
         self,
@@ -97,6 +80,13 @@ class DynamicBatcher:
         `max_delay` seconds for others. Without a `layout` that of the runner's signature holds. `run_clock` is read
         before and after a run to tell what it costs.
         """
+        super().__init__(
+            layout or Layout(runner.signature),
+            max_queue_rows=max_queue_rows,
+            timeout=timeout,
+            on_batch=on_batch,
+            clock=clock,
+        )
         self._runner = runner
         self._executor = executor
         self._scheduler = scheduler
@@ -106,62 +96,19 @@ class DynamicBatcher:
         self._max_delay = max_delay
         self._delay: asyncio.TimerHandle | None = None
         """Ends the wait for more rows."""
-        self._on_batch = on_batch
-        self._clock = clock
         self._run_clock = run_clock
-        self.queue = WorkQueue(max_rows=max_queue_rows, timeout=timeout, clock=clock)
-        self._layout = layout or Layout(runner.signature)
-        self._bucket_of = self._layout.bucket_of
-        self._is_batchable = self._layout.shares_runs
-        self._is_scheduled = False
-        """Waits for its turn, or for threads."""
-        self._why = IDLE
-        """What it waits for is the reason for which the next batch leaves."""
-        self._running = 0
-        """Runs that are on threads now."""
         self._surprises = 0.0
-        self._is_closed = False
-        self._idle = asyncio.Event()
 
     @property
-    def queued_rows(self) -> int:
-        """Rows that wait now."""
-        return self.queue.rows
+    def chosen_rows(self) -> int:
+        """Of the shape that was run last."""
+        return self._tuner.last.rows
 
     def use(self, runner: Runner, tuner: Tuner, max_runs: int, threads: int) -> None:
         """Run otherwise from the next run on; the signature is the same."""
         self._runner, self._tuner, self._max_runs = runner, tuner, max_runs
         self._scheduler.change(self.seat, threads)
         self._schedule()
-
-    def submit(self, work: Work) -> None:
-        """Admit the work or refuse it before anything is done.
-
-        Raises `TooManyRequests` when the queue is full, `DeadlineUnreachable` when the answer would come too late,
-        `Unavailable` when the version is being closed, `InvalidRequest` for inputs that do not fit together.
-        """
-        if self._is_closed:
-            raise Unavailable("the model is being unloaded", retry_after=1.0)
-        if self._bucket_of is not None:
-            work.bucket = self._bucket_of(work)
-        self.queue.put(work)
-        if not self._is_scheduled:
-            self._why = IDLE
-            self._schedule()
-
-    def discard(self, work: Work) -> None:
-        """The caller left: the room that its rows took in the queue is free at once."""
-        work.cancel()
-        if work.is_queued:
-            self.queue.withdraw(work)
-
-    async def close(self) -> None:
-        """Refuse new work and wait until what was admitted is answered."""
-        self._is_closed = True
-        self._schedule()
-        if self._running or self.queue.buckets:
-            self._idle.clear()
-            await self._idle.wait()
 
     def _schedule(self, *, on_threads: bool = False) -> None:
         if not self._is_scheduled and self._running < self._max_runs:
@@ -226,29 +173,15 @@ class DynamicBatcher:
             return ALONE
         return shape.take(self.queue.rows_in(bucket, 2 * self._tuner.policy.sizes[-1]))
 
-    def _reason(self, bucket: Bucket) -> str:
-        """Why the batch that was just taken from the bucket left."""
-        if not self._is_batchable:
-            return APART
-        return FULL if bucket in self.queue.buckets else self._why
-
     def _is_short(self, cost: CostModel, rows: int) -> bool:
         """Whether a run is done on the loop."""
         return self._surprises < MAX_SURPRISES and cost.predict_cpu(rows) < INLINE_SECONDS
 
     def _start(self, works: list[Work], cost: CostModel, departure: Departure, is_short: bool) -> None:
-        try:
-            rows = _rows(works)
-            inputs = self._layout.gather(works, rows)
-            if inputs is None:
-                works = settled(works)
-                rows = _rows(works)
-                inputs = self._layout.gather(works, rows)
-        except (ValueError, KeyError, MemoryError) as error:
-            self._finish(works, {}, departure, error)
+        gathered = self._gather(works, departure)
+        if gathered is None:
             return
-        if inputs is None:
-            return
+        works, rows, inputs = gathered
         if is_short or self._is_short(cost, rows):
             ran = _run(self._runner, inputs, self._run_clock)
             self._scheduler.ran(self.seat, self._clock() - departure.at)
@@ -292,50 +225,12 @@ class DynamicBatcher:
         self._scheduler.give_threads()
         try:
             ran = future.result()
-            self._learn(cost, _rows(works), ran)
+            self._learn(cost, rows_of(works), ran)
             self._finish(works, inputs, departure, ran.outcome)
         finally:
             self._go_on()
 
-    def _finish(
-        self, works: list[Work], inputs: dict[str, Array], departure: Departure, outcome: list[Array] | Exception
-    ) -> None:
-        self._expect()
-        error = outcome if isinstance(outcome, Exception) else None
-        batch = None if isinstance(outcome, Exception) else self._batch(works, inputs, outcome, departure)
-        if batch is not None:
-            self._answer(batch)
-        elif len(works) > 1:
-            self.queue.put_apart(works)
-        else:
-            works[0].fail(error if isinstance(error, GatewayError) else InferenceFailed(f"the run failed: {error}"))
-
-    def _answer(self, batch: Batch) -> None:
-        try:
-            self._on_batch(batch)
-        except Exception:
-            # A bug, but not one for which callers should wait for ever.
-            logger.exception("answering a batch failed")
-            for work in batch.works:
-                work.fail(InferenceFailed("the answer could not be written; the gateway's log says more"))
-
-    def _batch(
-        self, works: list[Work], inputs: dict[str, Array], outputs: list[Array], departure: Departure
-    ) -> Batch | None:
-        """The finished batch, or None if the outputs do not have one row per input row and must be run again."""
-        rows = _rows(works)
-        if self._is_batchable and not self._layout.has_rows(outputs, rows):
-            self._is_batchable = False
-            logger.warning("an output does not have one row per input row: requests run alone from now on")
-            if len(works) > 1:
-                return None
-        finished = self._clock()
-        for work, stop in zip(works, accumulate(work.rows for work in works), strict=True):
-            work.start = stop - work.rows
-        return Batch(works, inputs, outputs, rows, departure.at, finished, departure.reason)
-
     def _expect(self) -> None:
-        """Tell the queue how fast rows leave it at full batches and in the present crowd."""
         shape = self._tuner.last
         rows, seconds = shape.rows, shape.cost.predict(shape.rows)
         if 0.0 < seconds < math.inf:
@@ -352,7 +247,3 @@ def _run(runner: Runner, inputs: dict[str, Array], clock: Callable[[], float]) -
         outcome = error
     # Both, since on a thread the clock on the wall also counts the wait for the interpreter.
     return Ran(outcome, time.perf_counter() - started, clock() - cpu_started)
-
-
-def _rows(works: list[Work]) -> int:
-    return sum([work.rows for work in works])

@@ -8,18 +8,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from gateway.errors import NotFound, StartupError, Unavailable
 from gateway.protocol.fast_json import FastDecoder
 from gateway.runtime.answers import AnswerReader
 from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.batching import Batcher
 from gateway.runtime.cuda import CudaOptions
 from gateway.runtime.layout import Layout
 from gateway.runtime.manifest import Manifest, ModelConfig, Prediction
 from gateway.runtime.memory import ModelMemory
 from gateway.runtime.repository import Stamp, VersionFolder, model_bytes
 from gateway.runtime.scheduler import Scheduler
-from gateway.runtime.session import DEFAULT_CUDA, Device, OnnxSession
+from gateway.runtime.session import DEFAULT_CUDA, Device
 from gateway.runtime.trust import verify
 from gateway.runtime.warming import WarmModel, warm_model
 from gateway.runtime.work import Batch
@@ -27,6 +29,13 @@ from gateway.telemetry.statistics import VersionStatistics
 from gateway.types import ModelKey, Signature
 
 logger = logging.getLogger(__name__)
+
+
+class Session(Protocol):
+    """A model in memory, of this process or of another."""
+
+    def close(self) -> None:
+        """Free the memory. Nothing may run afterwards. Called on any thread."""
 
 
 @dataclass(slots=True)
@@ -39,10 +48,11 @@ class ModelVersion:
     config: ModelConfig
     manifest: Manifest | None
     answers: AnswerReader | None
-    session: OnnxSession
-    warm: WarmModel
+    session: Session
+    warm: WarmModel | None
+    """How it is run; None if another process does."""
     layout: Layout
-    batcher: DynamicBatcher
+    batcher: Batcher
     stamp: Stamp
     """Of its files, before they were read."""
     digest: str
@@ -58,7 +68,7 @@ class ModelVersion:
 
     def __post_init__(self) -> None:
         self.has_simple_rows = self.signature.is_batchable and self.layout.is_simple
-        self.spare = self.warm.spare
+        self.spare = None if self.warm is None else self.warm.spare
         self.labels = _labels(self.manifest.prediction) if self.manifest is not None else {}
 
     @property
@@ -66,12 +76,18 @@ class ModelVersion:
         """What it was measured to hold when it was loaded."""
         return self.memory.held.get(self.key, 0)
 
+    def require_ready(self) -> None:
+        """Raise `Unavailable` with the reason while nothing can be run."""
+        if self.batcher.problem is not None:
+            raise Unavailable(f"model {self.key} cannot run: {self.batcher.problem}")
+
     def exchange(self) -> None:
         """Run it the other way from the next run on; there must be one."""
         assert self.spare is not None  # noqa: S101 -- whoever exchanges looked
+        assert isinstance(self.batcher, DynamicBatcher)  # noqa: S101 -- of a model that runs here
         self.warm, self.spare = self.spare, self.warm
         self.session = self.warm.session
-        self.batcher.use(self.session, self.warm.tuner, *self.warm.core_use)
+        self.batcher.use(self.warm.session, self.warm.tuner, *self.warm.core_use)
 
     async def close(self) -> None:
         """Refuse new work, wait for what is in flight, and free the model's memory."""

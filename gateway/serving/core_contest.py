@@ -94,11 +94,12 @@ class CoreContests:
         contested = [version for version in self._registry if version.spare is not None]
         self._contests = {version.key: self._contests.get(version.key) or Contest() for version in contested}
         for version in contested:
-            is_saturated = version.batcher.queued_rows >= version.warm.tuner.last.rows
+            is_saturated = version.batcher.queued_rows >= version.batcher.chosen_rows
             contest = self._contests[version.key]
             decision = contest.look(self._clock(), version.statistics.rows, is_saturated=is_saturated)
             if decision.exchange:
                 version.exchange()
             if decision.is_over:
                 version.spare = None
+                assert version.warm is not None  # noqa: S101 -- it has a spare
                 logger.info("%s: %s it is, by its rate under load", version.key, version.warm.core_use)

@@ -64,7 +64,7 @@ class Inventory:
         batching = described.config.batching
         limits = QueueLimits(
             max_batch_rows=batching.rows_limit,
-            chosen_rows=batching.preferred_batch_rows or (described.warm.tuner.last.rows,),
+            chosen_rows=batching.preferred_batch_rows or (described.batcher.chosen_rows,),
             max_request_rows=batching.max_request_rows,
             max_queue_rows=batching.max_queue_rows,
             timeout=self._loader.request_timeout,
@@ -93,6 +93,9 @@ class Inventory:
             return "the gateway is shutting down"
         if self._registry.refused:
             return "not loaded: " + "; ".join(f"{key}: {why}" for key, why in self._registry.refused.items())
+        for version in self._registry:
+            if version.batcher.problem is not None:
+                return f"{version.key}: {version.batcher.problem}"
         if not self._routes.is_known:
             return "the routes are not known yet: the store has not answered since the start"
         return None

@@ -37,7 +37,7 @@ class Learning:
         written = self._written
         self._written = {}
         for version in self._registry:
-            if version.spare is not None:
+            if version.warm is None or version.spare is not None:
                 # How it is to be run is not known yet.
                 continue
             # A copy made on the loop, which alone changes what it is a copy of; the file is written on a thread.

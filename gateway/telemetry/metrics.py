@@ -50,6 +50,9 @@ LATENCY = Instrument(
 QUEUE = Instrument("gateway_queue_duration_seconds", "histogram", "Wait before the run, by request.", _VERSION)
 RUN = Instrument("gateway_run_duration_seconds", "histogram", "ONNX Runtime call, by batch.", _VERSION)
 BATCH_ROWS = Instrument("gateway_batch_rows", "histogram", "Rows in one ONNX Runtime call.", _VERSION)
+ENGINE_BATCH_ROWS = Instrument(
+    "gateway_engine_batch_rows", "histogram", "Rows in one ONNX Runtime call of the engine process.", _VERSION
+)
 QUEUED_ROWS = Instrument("gateway_queue_rows", "gauge", "Rows waiting now.", _VERSION)
 THREAD_BUDGET = Instrument("gateway_thread_budget", "gauge", "Threads that all runs together may use.", ())
 THREADS_IN_USE = Instrument("gateway_threads_in_use", "gauge", "Threads of the runs that are on now.", ())
@@ -184,6 +187,7 @@ class VersionMetrics:
         self._queue = Histogram(SECONDS_BUCKETS)
         self.run = Histogram(SECONDS_BUCKETS)
         self.batch_rows = Histogram(ROWS_BUCKETS)
+        self.engine_batch_rows = Histogram(ROWS_BUCKETS)
         self._waiting: list[tuple[list[float], float, float]] = []
 
     def observe_requests(self, enqueued: list[float], started: float, finished: float) -> None:
@@ -270,11 +274,17 @@ class GatewayMetrics(Collector):
             for key, version in self._versions.items():
                 counter.add_metric(key, getattr(version, attribute))
             yield counter
-        attributes = ((LATENCY, "latency"), (QUEUE, "queue"), (RUN, "run"), (BATCH_ROWS, "batch_rows"))
+        attributes = (
+            *((LATENCY, "latency"), (QUEUE, "queue"), (RUN, "run"), (BATCH_ROWS, "batch_rows")),
+            (ENGINE_BATCH_ROWS, "engine_batch_rows"),
+        )
         for instrument, attribute in attributes:
             family = HistogramMetricFamily(instrument.name, instrument.help, labels=_VERSION)
             for key, version in self._versions.items():
                 histogram: Histogram = getattr(version, attribute)
+                if instrument is ENGINE_BATCH_ROWS and not histogram.total:
+                    # Without an engine process there is nothing to say.
+                    continue
                 family.add_metric(key, histogram.buckets(), histogram.total)
             yield family
 

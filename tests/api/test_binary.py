@@ -15,6 +15,8 @@ import pytest
 import uvloop
 
 from gateway.api.large_body import ALIGNMENT, LARGE_BODY_BYTES
+from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.session import OnnxSession
 from gateway.types import Array
 from tests.support.doors import Doors, HttpAnswer, converse, doors_beside, exchange, two_doors
 from tests.support.onnx_models import affine, affine_of_any_width, identity, pair, write_version
@@ -210,6 +212,8 @@ class TestLargeBodies:
             async with two_doors(folder, tmp_path, LIMIT) as doors:
                 session = doors.gateway.registry.get("wide", "1").session
                 batcher = doors.gateway.registry.get("wide", "1").batcher
+                assert isinstance(session, OnnxSession)
+                assert isinstance(batcher, DynamicBatcher)
                 batcher._runner = Spy(session, seen)
                 for padding in range(5):
                     requests = [binary("wide", floats(LARGE, n), padding=padding) for n in range(3)]

@@ -9,11 +9,11 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.registry import Registry
 from tests.support.doors import Doors, two_doors
 from tests.support.onnx_models import affine, busy, write_version
 from tests.support.requests import AFFINE, error_of, turns
+from tests.support.versions import batcher_of
 from tests.support.waiting import wait_until_async
 
 V2 = ("/v2/models/busy/infer", turns(0))
@@ -35,7 +35,7 @@ class Occupied:
         self._doors = doors
         self._client = client
         registry: Registry = doors.gateway.registry
-        self.batcher: DynamicBatcher = registry.get("busy", "1").batcher
+        self.batcher = batcher_of(registry.get("busy", "1"))
         self._waiting: list[asyncio.Task[httpx.Response]] = []
 
     async def occupy(self) -> None:

@@ -19,6 +19,7 @@ from tests.support import onnx_models, strange_models
 from tests.support.batching import Caller, answer_all
 from tests.support.manifests import write_published_version
 from tests.support.onnx_models import write_version
+from tests.support.versions import onnx_session_of
 from tests.support.waiting import wait_until_async
 
 
@@ -136,8 +137,8 @@ def test_how_model_toml_wants_a_version_run_reaches_the_session(tmp_path: Path, 
     write_version(tmp_path, "graphs", "1", onnx_models.affine(), toml="[runtime]\ncuda_graphs = true\n")
     write_version(tmp_path, "plain", "1", onnx_models.affine())
     registry = load(tmp_path, executor)
-    assert registry.get("bound", "1").session.bound is not None
-    assert registry.get("plain", "1").session.bound is None
+    assert onnx_session_of(registry.get("bound", "1")).bound is not None
+    assert onnx_session_of(registry.get("plain", "1")).bound is None
     with pytest.raises(Unavailable, match=r"graphs/1 is not loaded: .*model\.toml asks for runtime\.cuda_graphs"):
         registry.get("graphs", "1")
 
@@ -210,7 +211,7 @@ def test_a_closed_version_answers_what_is_in_flight_and_then_frees_its_session(
 ) -> None:
     write_version(tmp_path, "m", "1", onnx_models.affine())
     version = load(tmp_path, executor).get("m", "1")
-    session = weakref.ref(version.session._session)
+    session = weakref.ref(onnx_session_of(version)._session)
     caller = Caller({"x": np.zeros((1, 3), np.float32)})
 
     async def scenario() -> None:
@@ -236,5 +237,5 @@ def test_a_version_is_tuned_with_the_rows_on_their_axes(tmp_path: Path, executor
     write_version(tmp_path, "m", "1", strange_models.running_total(("p", "q")))
     version = load(tmp_path, executor).get("m", "1")
     assert version.layout.shares_runs
-    assert [spec.axis for spec in version.session.signature.inputs] == [1]
-    assert version.session.warm_up(5) is not None
+    assert [spec.axis for spec in onnx_session_of(version).signature.inputs] == [1]
+    assert onnx_session_of(version).warm_up(5) is not None

@@ -24,6 +24,7 @@ from gateway.serving.learning import Learning
 from tests.support import onnx_models
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_over
+from tests.support.versions import batcher_of, onnx_session_of, warm_of
 
 APART = CoreUse(2, 1)
 
@@ -81,7 +82,7 @@ def plane(tmp_path: Path) -> Iterator[Plane]:
 def contested(plane: Plane) -> ModelVersion:
     """The version, with a second way to be run."""
     version = plane.registry.get("m", "1")
-    warm = version.warm
+    warm = warm_of(version)
     version.spare = WarmModel(
         *(warm.session, warm.layout, APART, type(warm.tuner)(warm.tuner.policy)), warm.circumstances
     )
@@ -90,7 +91,7 @@ def contested(plane: Plane) -> ModelVersion:
 
 def test_requests_are_answered_whichever_way_is_in_use(plane: Plane) -> None:
     version = contested(plane)
-    first, other = version.warm, version.spare
+    first, other = warm_of(version), version.spare
 
     async def scenario() -> list[np.ndarray]:
         answers = []
@@ -125,7 +126,7 @@ def test_what_is_decided_is_kept_and_only_then_written(plane: Plane, tmp_path: P
         assert not (tmp_path / "learned").exists()
         while version.spare is not None:
             # As if rows had been done: more of them with the other way.
-            version.statistics._rows += 200 if version.warm.core_use == APART else 100
+            version.statistics._rows += 200 if warm_of(version).core_use == APART else 100
             version.batcher.queue.rows = 1000
             contests.look()
             now += LOOK_SECONDS
@@ -134,9 +135,9 @@ def test_what_is_decided_is_kept_and_only_then_written(plane: Plane, tmp_path: P
         await learner.write()
 
     asyncio.run(scenario())
-    assert version.warm.core_use == APART
-    assert version.batcher._max_runs == 2
-    assert version.session is version.warm.session
+    assert warm_of(version).core_use == APART
+    assert batcher_of(version)._max_runs == 2
+    assert version.session is warm_of(version).session
 
 
 @pytest.mark.parametrize("is_own", [True, False])
@@ -146,10 +147,10 @@ def test_a_version_that_goes_takes_both_ways_along(plane: Plane, tmp_path: Path,
     if is_own:
         write_version(tmp_path / "other", "m", "1", onnx_models.affine())
         with plane_over(tmp_path / "other", tmp_path) as elsewhere:
-            session = elsewhere.registry.get("m", "1").session
-        warm = version.warm
+            session = onnx_session_of(elsewhere.registry.get("m", "1"))
+        warm = warm_of(version)
         version.spare = WarmModel(session, warm.layout, APART, warm.tuner, warm.circumstances)
     spare = version.spare.session
     asyncio.run(version.close())
     assert spare.warm_up() is None
-    assert version.session.warm_up() is None
+    assert onnx_session_of(version).warm_up() is None

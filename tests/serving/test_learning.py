@@ -19,6 +19,7 @@ from tests.support import onnx_models
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_over
 from tests.support.running import running
+from tests.support.versions import warm_of
 from tests.support.waiting import cancel, wait_until_async
 
 KEY = ModelKey("m", "1")
@@ -81,7 +82,7 @@ def test_a_disk_that_does_not_take_it_is_a_warning(
 def test_what_was_learned_is_shown_as_gauges(plane: Plane) -> None:
     read = serving_gauges(plane.registry, plane.routes, plane.loader.scheduler)
     shown = {(instrument, labels[0]): value for instrument, labels, value in read() if labels[-1:] == ("1",)}
-    shape = plane.registry.get(*KEY).warm.tuner.last
+    shape = warm_of(plane.registry.get(*KEY)).tuner.last
     assert shown[CHOSEN_ROWS, "m"] == shape.rows
     assert shown[PREDICTED_RUN, "m"] == pytest.approx(shape.cost.predict(shape.rows))
     assert shown[PREDICTED_P99, "m"] == pytest.approx(2 * shape.cost.predict_p99(shape.rows))

@@ -18,6 +18,7 @@ from tests.support import onnx_models
 from tests.support.control import Run, answered_by, put, states
 from tests.support.onnx_models import write_version
 from tests.support.planes import Plane, plane_of
+from tests.support.versions import batcher_of, onnx_session_of
 from tests.support.waiting import wait_until_async
 
 LARGE_BYTES = 64 * 2**20
@@ -26,7 +27,7 @@ LARGE_BYTES = 64 * 2**20
 def test_a_model_leaves_nothing_behind(repository: Path, run: Run) -> None:
     async def scenario(plane: Plane) -> None:
         assert await answered_by(plane) == await answered_by(plane, "1") == "1"
-        session = weakref.ref(plane.registry.get("m", "1").session._session)
+        session = weakref.ref(onnx_session_of(plane.registry.get("m", "1"))._session)
         assert await plane.control.unload("m") == []
         assert session() is None
         assert plane.registry.names == ["other"]
@@ -100,7 +101,7 @@ def test_requests_in_flight_are_answered_first(repository: Path, run: Run) -> No
     write_version(repository, "busy", "1", onnx_models.busy(), "[batching]\nmax_batch_rows = 1\n")
 
     async def scenario(plane: Plane) -> None:
-        plane.registry.get("busy", "1").batcher._surprises = math.inf
+        batcher_of(plane.registry.get("busy", "1"))._surprises = math.inf
         turns = {"turns": np.array([[3_000]], np.int64)}
         waiting = [asyncio.create_task(plane.predict("busy", turns)) for _ in range(3)]
         await asyncio.sleep(0)

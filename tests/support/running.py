@@ -33,7 +33,9 @@ def children_of(pid: int) -> dict[str, int]:
     found = {}
     for name in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         command = Path(f"/proc/{name}/cmdline").read_bytes().split(b"\0")
-        kind = "collector" if b"collect" in command else "store" if b"valkey" in command[0] else command[0].decode()
+        kinds = {b"collect": "collector", b"engine": "engine"}
+        names = [kinds[word] for word in command if word in kinds]
+        kind = names[0] if names else "store" if b"valkey" in command[0] else command[0].decode()
         if b"worker" in command:
             kind = f"worker {command[command.index(b'worker') + 1].decode()}"
         found[kind] = int(name)

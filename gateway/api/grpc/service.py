@@ -184,7 +184,7 @@ class InferenceService:
     async def model_ready(self, message: pb.ModelReadyRequest, _context: Context) -> pb.ModelReadyResponse:
         """False for a model that is unknown or not loaded, as Triton answers."""
         try:
-            self._inventory.version(message.name, message.version or None)
+            self._inventory.version(message.name, message.version or None).require_ready()
         except (NotFound, Unavailable):
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
