@@ -79,6 +79,8 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "tls_key": ("/etc/key.pem", Path("/etc/key.pem")),
         "device": ("cpu", "cpu"),
         "threads": ("3", 3),
+        "engine": ("process", "process"),
+        "engine_arena_bytes": ("2000000", 2_000_000),
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
