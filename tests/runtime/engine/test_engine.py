@@ -553,7 +553,7 @@ class TestKilled:
                 await wait_until_async(lambda: kept.batcher.problem)
                 await wait_until_async(lambda: kept.batcher.problem is None)
                 await wait_until_async(lambda: "changed" in str(changed.batcher.problem))
-                assert "holds no removed/1 any more" in str(removed.batcher.problem)
+                await wait_until_async(lambda: "holds no removed/1 any more" in str(removed.batcher.problem))
                 assert (await answer_of(kept, matrix(1, 3)))[0].shape == (1, 3)
                 await removed.close()
             await cancel(keeping)
