@@ -7,7 +7,8 @@ import pytest
 from bench import plot
 from bench.report import markdown, tables
 from bench.results import IN_PROCESS, Measurement, Results
-from bench.thresholds import Verdict, evaluate
+from bench.thresholds import evaluate
+from bench.verdict import Verdict
 
 
 def _results(*measurements: Measurement) -> Results:
