@@ -21,10 +21,11 @@ OPEN: list[Shown] = [
     ("not answered", "lost", {}),
 ]
 CAPACITY: Shown = ("capacity/s", "capacity_per_second", {})
+ROWS: Shown = ("rows in a run", "rows", {})
 RUNTIME: dict[str, list[Shown]] = {
     "shapes": OPEN,
     "shares": [*OPEN, ("share", "share", RATIO), CAPACITY],
-    "target": [*OPEN, ("p99 / slo_ms", "slo_share", RATIO), CAPACITY],
+    "target": [*OPEN, ("p99 / slo_ms", "slo_share", RATIO), CAPACITY, ROWS],
     "lone": [("p50 µs", "p50_us", {"digits": 1}), ("p99 µs", "p99_us", {"digits": 1})],
     "reload": [
         *OPEN,
@@ -37,7 +38,7 @@ RUNTIME: dict[str, list[Shown]] = {
     "resident": [*OPEN, ("RSS MB", "rss_bytes", MB)],
 }
 SWEEP: list[Shown] = [
-    ("rows in a run", "rows", {}),
+    ROWS,
     ("swept, rows/s", "swept_rows_per_second", {}),
     ("by turns, rows/s", "rows_per_second", {}),
 ]

@@ -6,6 +6,7 @@ round. Where elsewhere a server's name stands, the name of the model, setting or
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,7 +31,7 @@ SHAPE_SHARE = 0.2
 SHARE_QUEUE_ROWS = 32
 CROWD = 10
 """Times as many requests for the large model as for the small."""
-SLO_MS = 50.0
+SLO_MS = 100.0
 TARGET_LOADS = (0.5, 0.9)
 LONE_SLICES = 5
 SWEEP_REQUEST_ROWS = 8
@@ -102,9 +103,15 @@ def target(record: ScenarioRecorder, length: Length) -> None:
             capacity = _capacity(url, sent, 128, 2)
             for share in TARGET_LOADS:
                 (seen,) = streams.run([Stream(url, relative(sent.body), share * capacity, 256)], 0.8 * length.seconds)
-                values = {"capacity_per_second": capacity, "slo_share": seen["latency"]["p99_us"] / (SLO_MS * 1000)}
+                values = {
+                    "capacity_per_second": capacity,
+                    "slo_share": seen["latency"]["p99_us"] / (SLO_MS * 1000),
+                    "rows": _chosen_rows(running, "dense"),
+                }
                 record.add(f"{share:.0%} of the capacity", number, {**_opened(seen), **values})
-            record.add("capacity afterwards", number, {"capacity_per_second": _capacity(url, sent, 128, 2)})
+            afterwards = _capacity(url, sent, 128, 2)
+            rows = _chosen_rows(running, "dense")
+            record.add("capacity afterwards", number, {"capacity_per_second": afterwards, "rows": rows})
 
 
 def lone(record: ScenarioRecorder, length: Length) -> None:
@@ -149,8 +156,7 @@ def sweep(record: ScenarioRecorder, length: Length) -> None:
         for number in range(1, length.rounds + 1):
             for setting, label in (("learned", "learned"), (best, "best fixed")):
                 values = {"rows_per_second": rate(setting, 0.4 * length.seconds)}
-                size = {"rows": float(fixed[setting])} if setting in fixed else {}
-                record.add(label, number, {**values, **size})
+                record.add(label, number, {**values, "rows": _chosen_rows(running, setting)})
 
 
 def reload(record: ScenarioRecorder, length: Length) -> None:
@@ -170,7 +176,9 @@ def reload(record: ScenarioRecorder, length: Length) -> None:
                 seconds.append(time.monotonic() - started)
                 memory.append(usage(running.pid).tree_rss_bytes)
         for name, one in zip(("moving", "staying"), seen, strict=True):
-            record.add(name, 1, {**_opened(one), "unsuccessful": unsuccessful(one)})
+            # It was stopped early, so its goodput, which is per planned second, says nothing.
+            rate = one["answered"] / sum(seconds)
+            record.add(name, 1, {**_opened(one), "requests_per_second": rate, "unsuccessful": unsuccessful(one)})
         record.add(
             "both",
             1,
@@ -278,6 +286,15 @@ def _opened(seen: Mapping[str, Any]) -> dict[str, float]:
         "lost": unsuccessful(seen) - seen["refused"],
         "send_lag_p99_us": seen["send_lag"]["p99_us"],
     }
+
+
+def _chosen_rows(running: Running, model: str) -> float:
+    """Rows that a run of the model may have now, as the gateway's metric says."""
+    metrics = httpx.get(f"{running.ops_url}/metrics", trust_env=False).raise_for_status().text
+    match = re.search(rf'^gateway_chosen_batch_rows{{model="{model}".*}} (\S+)$', metrics, re.MULTILINE)
+    if match is None:
+        raise PeerUnavailable(f"the metrics do not say how many rows a run of {model} may have")
+    return float(match[1])
 
 
 def _control(running: Running, model: str, action: str, version: str) -> None:

@@ -75,7 +75,7 @@ SWEPT = {f"sweep-{name}": name for name in ("accidents", "digits", "employment-1
 RUNTIME = (
     _runtime("shapes", "rows of 32 and of 256 floats for one model, alone and together (open loop)", "sequence"),
     _runtime("shares", "two equal models, asked in the ratio 1:10 (open loop)", "magika"),
-    _runtime("target", "slo_ms = 50, offered shares of the capacity (open loop)", "dense"),
+    _runtime("target", "slo_ms = 100, offered shares of the capacity (open loop)", "dense"),
     _runtime("lone", "single rows of 30 floats, 1 connection, batched and not", "mlp"),
     *(_runtime(scenario, f"{name}: learned batch size and fixed ones", name) for scenario, name in SWEPT.items()),
     _runtime("reload", "a hundred loads and unloads at 600 requests a second (open loop)", "mlp"),

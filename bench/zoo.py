@@ -20,8 +20,8 @@ from bench import model
 from bench.places import BUNDLED, MODELS, REPOSITORIES
 from gateway.runtime.manifest import MODEL_CONFIG_FILE, MODEL_FILE, REFERENCE_FILE, read_manifest
 
-DENSE_HIDDEN = (2048, 2048, 2048)
-"""34 MB of weights: a run of one row is bound by reading them, so that rows together cost little more."""
+DENSE_HIDDEN = (4096, 4096)
+"""68 MB of weights: a run of one row is bound by reading them, so that rows together cost little more."""
 DENSE_FEATURES = 64
 SEQUENCE_WIDTH = 64
 DATATYPES = {"f": "FP32", "i": "INT32", "U": "BYTES", "O": "BYTES"}
