@@ -95,12 +95,18 @@ def shares(record: ScenarioRecorder, length: Length) -> None:
 
 
 def target(record: ScenarioRecorder, length: Length) -> None:
-    """Shares of the capacity; what the capacity is afterwards says whether the machine was the same throughout."""
+    """Shares of the capacity; what the capacity is afterwards says whether the machine was the same throughout.
+
+    The capacity is that of the runs that keep the target: as many callers as make one wait while one runs.
+    """
     sent = _request(record, "row", zoo.rows_of("dense", 1))
     with _gateway(record, {"dense": Entry(zoo.file_of("dense"), f"slo_ms = {SLO_MS:g}")}) as running:
         url = _url(running, "dense")
+
+        _capacity(url, sent, 16, 2)
         for number in range(1, length.rounds + 1):
-            capacity = _capacity(url, sent, 128, 2)
+            callers = max(2, round(2 * _chosen_rows(running, "dense")))
+            capacity = _capacity(url, sent, callers, 2)
             for share in TARGET_LOADS:
                 (seen,) = streams.run([Stream(url, relative(sent.body), share * capacity, 256)], 0.8 * length.seconds)
                 values = {
@@ -109,7 +115,7 @@ def target(record: ScenarioRecorder, length: Length) -> None:
                     "rows": _chosen_rows(running, "dense"),
                 }
                 record.add(f"{share:.0%} of the capacity", number, {**_opened(seen), **values})
-            afterwards = _capacity(url, sent, 128, 2)
+            afterwards = _capacity(url, sent, callers, 2)
             rows = _chosen_rows(running, "dense")
             record.add("capacity afterwards", number, {"capacity_per_second": afterwards, "rows": rows})
 
