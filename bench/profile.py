@@ -31,14 +31,14 @@ from bench.servers import ROUTE
 from bench.stopwatch import REST, Point, Stopwatch, TimerCost, replaced, timer_cost, timing
 from gateway.api import slot
 from gateway.api.fastpath import FastProtocol
+from gateway.lifecycle import GC_THRESHOLDS
 from gateway.listener import Listener
 from gateway.protocol.fast_json import FastDecoder, Template
-from gateway.runtime import batcher
+from gateway.runtime import batcher, batching
 from gateway.runtime.batcher import DynamicBatcher
 from gateway.runtime.repository import scan
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import OnnxSession
-from gateway.server import GC_THRESHOLDS
 from gateway.serving.dataplane import DataPlane
 from gateway.serving.timing import Timing
 from gateway.settings import Settings
@@ -60,7 +60,7 @@ POINTS = (
     Point("learn", DynamicBatcher, "_learn"),
     Point("wrapper", OnnxSession, "run"),
     Point("run", InferenceSession, "run"),
-    Point("answer", DynamicBatcher, "_finish"),
+    Point("answer", batching.Batcher, "_finish"),
     Point("ids", DataPlane, "_sign"),
     Point("texts", slot, "row_bodies"),
     Point("timing", Timing, "tell"),

@@ -107,11 +107,10 @@ def _workers(settings: Settings, folder: Path, shared: dict[str, str]) -> list[W
             "%d workers on %d cores: more workers than cores serve less, unless they wait for a GPU", count, cores
         )
     # What is of the whole gateway is divided; what is of a model or a request is each worker's.
-    divided = {
-        "log_buffer_bytes": str(settings.log_buffer_bytes // count),
-        "model_memory_bytes": str(settings.model_memory_bytes // count),
-        "thread_budget": str(max(1, cores // count)),
-    }
+    divided = {"log_buffer_bytes": str(settings.log_buffer_bytes // count)}
+    if settings.engine == "inline":
+        divided["model_memory_bytes"] = str(settings.model_memory_bytes // count)
+        divided["thread_budget"] = str(max(1, cores // count))
     options = {**settings.as_options(), **shared, **divided, "ops_port": "0", "workers": "1", "collector": "false"}
     return [
         Worker(index, folder / f"{index}.sock", _command(folder, index), child_environment(options))
