@@ -28,7 +28,7 @@ from gateway.runtime.engine.server import Engine
 from gateway.runtime.registry import ModelVersion
 from gateway.runtime.session import OnnxSession
 from gateway.types import Array, ModelKey, string_array
-from tests.support import onnx_models
+from tests.support import onnx_models, strange_models
 from tests.support.batching import Caller, assert_each_got_its_own, matrix, run_alone
 from tests.support.engines import (
     ARENA_BYTES,
@@ -138,6 +138,29 @@ class TestAnswers:
 
         asyncio.run(scenario())
         assert_each_got_its_own(wide, run_alone(sessions("affine_of_any_width"), wide))
+
+    def test_rows_on_another_axis_and_padded_sequences_come_back_to_their_callers(self, tmp_path: Path) -> None:
+        models = tmp_path / "models"
+        write_version(models, "running_total", "1", strange_models.running_total())
+        write_version(models, "encoder", "1", strange_models.encoder(), strange_models.PADDED_ENCODER)
+        steps = [np.full((3, rows, 2), rows, np.float32) for rows in (1, 2, 3, 1)]
+        tokens = [np.arange(1, 1 + length).reshape(1, length) for length in (3, 4, 9, 1, 3)]
+        totals = [Caller({"x": each}, each.shape[1]) for each in steps]
+        sequences = [Caller({"tokens": each}) for each in tokens]
+
+        async def scenario() -> None:
+            async with two_workers(models, tmp_path / "e") as workers:
+                for name, callers in (("running_total", totals), ("encoder", sequences)):
+                    versions = [await worker.load(name) for worker in workers]
+                    for number, caller in enumerate(callers):
+                        versions[number % 2].batcher.submit(caller)
+                    await wait_until_async(lambda: all(one.is_answered for one in callers))  # noqa: B023 -- waited for
+
+        asyncio.run(scenario())
+        for caller, given in zip(sequences, tokens, strict=True):
+            assert caller.answer[1].tolist() == (10 * given).tolist()
+        for caller, given in zip(totals, steps, strict=True):
+            np.testing.assert_array_equal(caller.answer[0], given.cumsum(axis=0))
 
     @pytest.mark.parametrize("name", ["total", "positions", "fixed_rows"])
     def test_models_without_rows_answer_each_caller_alone(
