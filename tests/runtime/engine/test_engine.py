@@ -159,8 +159,8 @@ class TestAnswers:
         asyncio.run(scenario())
         for caller, given in zip(sequences, tokens, strict=True):
             assert caller.answer[1].tolist() == (10 * given).tolist()
-        for caller, given in zip(totals, steps, strict=True):
-            np.testing.assert_array_equal(caller.answer[0], given.cumsum(axis=0))
+        for caller, step in zip(totals, steps, strict=True):
+            np.testing.assert_array_equal(caller.answer[0], step.cumsum(axis=0))
 
     @pytest.mark.parametrize("name", ["total", "positions", "fixed_rows"])
     def test_models_without_rows_answer_each_caller_alone(
