@@ -13,6 +13,9 @@ HOP_SECONDS = 5e-4
 """What a run on a thread costs besides: the hop, and the interpreter that loop and thread take from each other."""
 WORTHWHILE = 0.98
 """Of the best rate: among sizes as good as this the smallest is chosen, since its callers wait least."""
+SHORT_ENOUGH = 0.9
+"""Of the best rate: among sizes as good as this whose runs are short the largest is chosen. Nobody waits long for it,
+and a batch cut in two makes the gateway do everything twice."""
 RUNS_WAITED_FOR = 2
 """Who comes when a run has just begun waits for it, and then for the own: that is the worst while the load is one that
 the model can take. Several runs side by side change nothing, as the first of them to end frees a place."""
@@ -39,8 +42,9 @@ class Point(NamedTuple):
 def choose(points: Sequence[Point], *, slo: float | None = None) -> Point:
     """The point with the best rate of those whose latency is at most `slo` seconds.
 
-    Of points with nearly the same rate it is the one with the fewest rows. If none keeps `slo` the rate alone counts:
-    what callers wait for is then the queue, and a slower choice would only make it longer. `points` must not be empty.
+    Of points with nearly the same rate it is the one with the fewest rows; with the most, where runs are short. If none
+    keeps `slo` the rate alone counts: what callers wait for is then the queue, and a slower choice would only make it
+    longer. `points` must not be empty.
 
     >>> curve = [Point(1, 0.010, 0.012), Point(4, 0.020, 0.024), Point(32, 0.100, 0.120)]
     >>> choose(curve).rows
@@ -51,5 +55,9 @@ def choose(points: Sequence[Point], *, slo: float | None = None) -> Point:
     32
     """
     candidates = [point for point in points if slo is None or point.latency <= slo] or points
-    enough = WORTHWHILE * max(point.rate() for point in candidates)
+    best = max(candidates, key=Point.rate)
+    if best.seconds < INLINE_SECONDS:
+        short = [p for p in candidates if p.seconds < INLINE_SECONDS and p.rate() >= SHORT_ENOUGH * best.rate()]
+        return max(short, key=lambda point: point.rows)
+    enough = WORTHWHILE * best.rate()
     return min((point for point in candidates if point.rate() >= enough), key=lambda point: point.rows)

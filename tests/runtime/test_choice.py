@@ -80,3 +80,9 @@ def test_runs_side_by_side_have_as_many_times_the_rate() -> None:
 def test_where_nothing_keeps_the_target_the_rate_counts() -> None:
     curve = [Point(1, 0.010, 0.012), Point(8, 0.020, 0.024)]
     assert choose(curve, slo=0.001) == choose(curve)
+
+
+def test_of_short_runs_the_largest_that_is_nearly_as_fast_is_chosen() -> None:
+    curve = [Point(rows, 1e-4 + 1e-5 * rows, 1e-3) for rows in (8, 16, 32, 64)] + [Point(128, 1.9e-3, 2e-3)]
+    assert choose(curve).rows == 64
+    assert choose([*curve[:-1], Point(128, 1.5e-3, 2e-3)]).rows == 128
