@@ -87,6 +87,8 @@ def test_every_setting_can_come_from_the_environment(monkeypatch: pytest.MonkeyP
         "device_memory_bytes": ("2000000000", 2_000_000_000),
         "threads": ("3", 3),
         "thread_budget": ("8", 8),
+        "engine": ("process", "process"),
+        "engine_arena_bytes": ("2000000", 2_000_000),
         "max_body_bytes": ("2048", 2048),
         "request_timeout": ("1.5", 1.5),
         "sample_rate": ("0.25", 0.25),
