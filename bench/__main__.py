@@ -17,9 +17,10 @@ from rich.console import Console
 
 from bench import machine, model, plot, profile, thresholds, wrk
 from bench.places import MODELS, RESULTS, ROOT, WORK
+from bench.recording import Length, Recorder
 from bench.report import markdown, print_report
 from bench.results import Results
-from bench.runner import Length, Runner
+from bench.runner import Runner
 from bench.scenarios import QUICK, QUICK_SERVERS, SCENARIOS, Scenario
 from bench.servers import KINDS, Kind
 
@@ -53,11 +54,18 @@ def main() -> int:
         return 1
     started = datetime.now(UTC)
     results = _results(started, machine.versions([kind.name for kind in kinds]))
+    if options.into and options.into.exists():
+        try:
+            results = Results.load(options.into).continued(results, {one.name for one in scenarios})
+        except ValueError as error:
+            console.print(f"{options.into}: {error}")
+            return 1
     console.print("training and fetching the models ...")
     model.prepare()
     is_partial = bool(options.quick or options.peers or options.scenarios)
     try:
-        Runner(results, length, lambda line: console.print(line, markup=False, soft_wrap=True)).run(scenarios, kinds)
+        recorder = Recorder(results, lambda line: console.print(line, markup=False, soft_wrap=True))
+        Runner(recorder, length).run(scenarios, kinds)
     except KeyboardInterrupt:
         console.print("interrupted; nothing is stored; what was measured so far:")
         print_report(results, console)
@@ -101,10 +109,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="Length of one measurement.")
     parser.add_argument("--label", default="", help="Added to the name of the result file.")
     parser.add_argument("--publish", action="store_true", help="Keep a partial run or a profile in bench/results.")
+    parser.add_argument(
+        "--into", type=Path, help="Add to a stored result of the same commit, or begin it: a run in several pieces."
+    )
     parser.add_argument("--show", type=Path, help="Print a stored result again; measure nothing.")
     options = parser.parse_args()
     if options.profile and (options.quick or options.peers or options.scenarios or options.seconds):
         parser.error("--profile has scenarios of its own: leave out --quick, --peers, --scenarios and --seconds")
+    if options.into and (options.publish or options.label or options.profile):
+        parser.error("--into says where the result goes: leave --publish, --label and --profile out")
     return options
 
 
@@ -131,15 +144,20 @@ def _names(
 def _store(
     results: Results, options: argparse.Namespace, started: datetime, console: Console, *, is_partial: bool
 ) -> None:
-    """Only a full run, or one that is asked to, replaces the published numbers."""
+    """Only a full run, or one that is asked to, replaces the published numbers; without its scenario, no picture."""
+    if options.into:
+        results.save(options.into)
+        console.print(f"stored in {options.into}")
+        return
     is_published = options.publish or not is_partial
     name = "quick" if options.quick else "partial" if is_partial else "full"
     file = _file(options, started, name, is_published=is_published)
     results.save(file)
     picture = file.with_suffix(".svg")
-    picture.write_text(plot.svg(results), "utf-8")
-    if is_published:
-        (RESULTS / "README.md").write_text(markdown(results, file, picture), "utf-8")
+    if plot.SCENARIO in results.scenarios():
+        picture.write_text(plot.svg(results), "utf-8")
+        if is_published:
+            (RESULTS / "README.md").write_text(markdown(results, file, picture), "utf-8")
     console.print(f"stored in {file.relative_to(ROOT)}")
 
 

@@ -108,10 +108,11 @@ def _build_mlp(path: Path) -> None:
     # One logistic unit is the softmax over its halves with both signs.
     weights[-1] = np.hstack([-weights[-1] / 2, weights[-1] / 2])
     biases[-1] = np.hstack([-biases[-1] / 2, biases[-1] / 2])
-    _save(path, _mlp_nodes(len(weights)), _mlp_constants(weights, biases), (FEATURES,), (2,))
+    save(path, mlp_nodes(len(weights)), mlp_constants(weights, biases), (FEATURES,), (2,))
 
 
-def _mlp_nodes(layers: int) -> list[Any]:
+def mlp_nodes(layers: int) -> list[Any]:
+    """`x` through as many dense layers to `y`."""
     nodes, source = [], "x"
     for layer in range(layers):
         is_last = layer == layers - 1
@@ -122,7 +123,8 @@ def _mlp_nodes(layers: int) -> list[Any]:
     return nodes
 
 
-def _mlp_constants(weights: list[Any], biases: list[Any]) -> list[Any]:
+def mlp_constants(weights: list[Any], biases: list[Any]) -> list[Any]:
+    """Weights of shape [in, out] and biases of shape [out], under the names that `mlp_nodes` has for them."""
     named = [(f"w{index}", values) for index, values in enumerate(weights)]
     named += [(f"b{index}", values) for index, values in enumerate(biases)]
     return [numpy_helper.from_array(values.astype(np.float32), name) for name, values in named]
@@ -131,10 +133,13 @@ def _mlp_constants(weights: list[Any], biases: list[Any]) -> list[Any]:
 def _build_image(path: Path) -> None:
     """The mean of each channel: 150,528 floats go in and next to nothing is computed, so that decoding dominates."""
     node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
-    _save(path, [node], [], IMAGE_SHAPE, (IMAGE_SHAPE[0],))
+    save(path, [node], [], IMAGE_SHAPE, (IMAGE_SHAPE[0],))
 
 
-def _save(path: Path, nodes: list[Any], constants: list[Any], shape: tuple[int, ...], output: tuple[int, ...]) -> None:
+def save(
+    path: Path, nodes: list[Any], constants: list[Any], shape: tuple[int | str, ...], output: tuple[int, ...]
+) -> None:
+    """A model from `x` to `y`, both with any number of rows of the shapes given; a name is a variable extent."""
     source = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", *shape])
     target = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", *output])
     graph = helper.make_graph(nodes, path.parent.parent.name, [source], [target], constants)

@@ -45,6 +45,8 @@ class Plan:
     rate: float
     seconds: float
     connections: int = 256
+    also: tuple[str, ...] = ()
+    """Other addresses on the same server: each request goes to one of all of them at random."""
     is_poisson: bool = True
     """Independent clients arrive like this; without it the spacing is even."""
     seed: int = 7
@@ -144,7 +146,8 @@ class Generator:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._request = request_bytes(plan.url, plan.body)
+        self._requests = [request_bytes(url, plan.body) for url in (plan.url, *plan.also)]
+        self._choice = random.Random(plan.seed)
         self._arrivals = arrivals(plan)
         self._next: float | None = next(self._arrivals)
         self._free: list[Connection] = []
@@ -174,6 +177,11 @@ class Generator:
         cpu = _cpu_seconds() - cpu_before
         self._close()
         return self._result(cpu)
+
+    def stop(self) -> None:
+        """Send nothing more; `run` returns when the answers are there."""
+        self._next = None
+        self._check_finished()
 
     def on_free(self, connection: Connection) -> None:
         """A connection takes what waits longest, or waits itself."""
@@ -251,7 +259,7 @@ class Generator:
     def _send(self, connection: Connection, intended: float) -> None:
         self._in_flight += 1
         self._lag.add(time.monotonic() - intended)
-        connection.send(self._request, intended)
+        connection.send(self._choice.choice(self._requests), intended)
 
     def _check_finished(self) -> None:
         if self._next is None and not self._in_flight and not self._backlog:

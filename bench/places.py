@@ -11,6 +11,9 @@ WORK = ROOT / ".bench"
 MODELS = WORK / "models"
 VENVS = WORK / "venvs"
 DOWNLOADS = WORK / "downloads"
+REPOSITORIES = WORK / "repositories"
+"""One for each scenario that needs its own."""
+BUNDLED = ROOT / "models"
 
 
 def relative(path: Path) -> str:

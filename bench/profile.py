@@ -34,8 +34,9 @@ from gateway.api.fastpath import FastProtocol
 from gateway.lifecycle import GC_THRESHOLDS
 from gateway.listener import Listener
 from gateway.protocol.fast_json import FastDecoder, Template
-from gateway.runtime import batcher, batching
+from gateway.runtime import batcher
 from gateway.runtime.batcher import DynamicBatcher
+from gateway.runtime.batching import Batcher as SharedBatcher
 from gateway.runtime.repository import scan
 from gateway.runtime.scheduler import Scheduler
 from gateway.runtime.session import OnnxSession
@@ -60,7 +61,7 @@ POINTS = (
     Point("learn", DynamicBatcher, "_learn"),
     Point("wrapper", OnnxSession, "run"),
     Point("run", InferenceSession, "run"),
-    Point("answer", batching.Batcher, "_finish"),
+    Point("answer", SharedBatcher, "_finish"),
     Point("ids", DataPlane, "_sign"),
     Point("texts", slot, "row_bodies"),
     Point("timing", Timing, "tell"),

@@ -13,30 +13,17 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bench import profile
+from bench.columns import Column, columns_of
 from bench.machine import peer_version
 from bench.results import IN_PROCESS, Results
 from bench.scenarios import SCENARIOS
-from bench.thresholds import Verdict
+from bench.verdict import Verdict
 
 YARDSTICKS = frozenset({"echo", "prototype", "gateway-plain", IN_PROCESS})
 """Shown for comparison; nobody would choose between these and a server, so they win nothing."""
 
 SORTED_BY = "rows-64"
 """Tables with a column of this scenario are sorted by it, the others by their first column."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One value, taken as the median over the rounds of a scenario."""
-
-    title: str
-    scenario: str
-    value: str
-    is_less_better: bool = True
-    scale: float = 1.0
-    digits: int = 0
-    has_winner: bool = True
-    """Less of it is better, or more; a count or a part of another column is neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +56,7 @@ def _layouts(results: Results) -> list[tuple[str, list[Column]]]:
         ]
     for name in measured:
         if name not in single and name in SCENARIOS:
-            layouts.append((_sentence(SCENARIOS[name].title), _columns(name)))
+            layouts.append((_sentence(SCENARIOS[name].title), columns_of(name)))
     return layouts
 
 
@@ -83,35 +70,6 @@ def _accounts() -> list[Column]:
     return [Column(title, "rows-64", value, digits=1, has_winner=False) for title, value in named.items()]
 
 
-def _columns(scenario: str) -> list[Column]:
-    load = SCENARIOS[scenario].load
-    if load == "idle":
-        return [Column("% of a core", scenario, "idle_core_percent", digits=2)]
-    if load == "overload":
-        return [
-            Column("capacity/s", scenario, "capacity_per_second", is_less_better=False),
-            Column("offered/s", scenario, "offered_per_second", is_less_better=False),
-            Column("goodput/s", scenario, "goodput_per_second", is_less_better=False),
-            Column("refused", scenario, "refused"),
-            Column("refusal p99 ms", scenario, "refusal_p99_us", scale=1e-3, digits=1),
-            Column("answer p99 ms", scenario, "p99_us", scale=1e-3, digits=1),
-            Column("lost", scenario, "lost"),
-            Column("RSS before MB", scenario, "rss_before_bytes", scale=1e-6, digits=1),
-            Column("RSS after MB", scenario, "rss_after_bytes", scale=1e-6, digits=1),
-        ]
-    is_open = load == "open"
-    rate = "requests_per_second" if is_open else "rows_per_second"
-    percentiles = [Column(f"p{name} µs", scenario, f"p{name.replace('.', '')}_us") for name in ("50", "99", "99.9")]
-    return [
-        Column("CPU µs/request", scenario, "cpu_us", digits=1),
-        Column(
-            rate.replace("_per_second", "/s"), scenario, rate, is_less_better=False, digits=1, has_winner=not is_open
-        ),
-        *percentiles,
-        *([Column("not answered", scenario, "lost", has_winner=False)] if is_open else []),
-    ]
-
-
 def _table(results: Results, title: str, columns: list[Column]) -> Table:
     names = list(dict.fromkeys(name for column in columns for name in results.servers(column.scenario)))
     values = {name: [results.median(column.scenario, name, column.value) for column in columns] for name in names}
@@ -119,7 +77,8 @@ def _table(results: Results, title: str, columns: list[Column]) -> Table:
     first = columns[place]
     worst = float("inf") if first.is_less_better else float("-inf")
     names = [name for name in names if any(value is not None for value in values[name])]
-    names.sort(key=lambda name: _or(values[name][place], worst), reverse=not first.is_less_better)
+    if first.has_winner:
+        names.sort(key=lambda name: _or(values[name][place], worst), reverse=not first.is_less_better)
     best = _best(names, values, columns)
     versions = results.versions.get("peers", {})
     rows = [

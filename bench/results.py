@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,22 @@ class Results:
     def scenarios(self) -> list[str]:
         """Those measured, in order of appearance."""
         return list(dict.fromkeys(one.scenario for one in self.rounds))
+
+    def continued(self, piece: Results, scenarios: Collection[str]) -> Results:
+        """These with room for `piece`, a run of `scenarios` that is about to begin; what is known of them is dropped.
+
+        Raises `ValueError` if the two cannot stand beside each other: another commit, or another machine.
+        """
+        for what, ours, theirs in (
+            ("commit", self.versions["commit"], piece.versions["commit"]),
+            *((fact, self.machine[fact], piece.machine[fact]) for fact in ("cpu", "cores", "kernel", "python")),
+        ):
+            if ours != theirs:
+                raise ValueError(f"{what} is {theirs} now and was {ours}; begin another result")
+        self.rounds = [one for one in self.rounds if one.scenario not in scenarios]
+        self.unavailable = {what: why for what, why in self.unavailable.items() if what not in scenarios}
+        self.command = f"{self.command}; {piece.command}"
+        return self
 
     def save(self, path: Path) -> None:
         """Write it as JSON."""

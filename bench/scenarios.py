@@ -10,7 +10,8 @@ from bench import model, wrk
 from bench.places import WORK, relative
 from bench.servers import Protocol
 
-Load: TypeAlias = Literal["closed", "open", "overload", "idle"]
+Load: TypeAlias = Literal["closed", "open", "overload", "idle", "runtime"]
+"""`runtime`: several models or settings of the gateway against each other; `bench/probes.py` says how."""
 
 OPEN_CONNECTIONS = 256
 LONGER_WAITS = frozenset({"rows-64", "rows-256"})
@@ -52,6 +53,7 @@ class Scenario:
         return is_worth_it and server not in self.without and protocol in self.protocols
 
 
+JSON_HEADERS = {"Content-Type": "application/json"}
 OIP: frozenset[Protocol] = frozenset({"oip"})
 MODELS: frozenset[Protocol] = frozenset({"oip", "row"})
 PLAIN = frozenset({"gateway-plain"})
@@ -69,6 +71,21 @@ def _single(connections: int) -> Scenario:
     )
 
 
+def _runtime(name: str, title: str, model: str) -> Scenario:
+    return Scenario(name, title, model, "runtime", servers=GATEWAY)
+
+
+SWEPT = {f"sweep-{name}": name for name in ("accidents", "digits", "employment-1", "employment-2", "magika")}
+"""Models, each in the version named, by the scenario that compares their batch sizes."""
+RUNTIME = (
+    _runtime("shapes", "rows of 32 and of 256 floats for one model, alone and together (open loop)", "sequence"),
+    _runtime("shares", "two equal models, asked in the ratio 1:10 (open loop)", "magika"),
+    _runtime("target", "slo_ms = 100, offered shares of the capacity (open loop)", "dense"),
+    _runtime("lone", "single rows of 30 floats, 1 connection, batched and not", "mlp"),
+    *(_runtime(scenario, f"{name}: learned batch size and fixed ones", name) for scenario, name in SWEPT.items()),
+    _runtime("reload", "a hundred loads and unloads at 600 requests a second (open loop)", "mlp"),
+    _runtime("resident", "1,000 requests a second at 1 model and at 24 at random (open loop)", "mlp"),
+)
 SCENARIOS = {
     one.name: one
     for one in (
@@ -118,6 +135,7 @@ SCENARIOS = {
             protocols=MODELS,
             without=PLAIN,
         ),
+        *RUNTIME,
     )
 }
 QUICK = ("rows-1", "rows-64", "steady", "idle", "image", "overload")
@@ -134,8 +152,8 @@ class Request:
 
 
 def request(scenario: Scenario, protocol: Protocol) -> Request:
-    """Write the files."""
-    headers = {"Content-Type": "application/json"}
+    """Of a scenario whose servers are all asked the same."""
+    headers = JSON_HEADERS
     if scenario.is_binary:
         content, head = model.binary_body(scenario.model, scenario.rows)
         headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(head)}
@@ -143,9 +161,14 @@ def request(scenario: Scenario, protocol: Protocol) -> Request:
         content = model.row_body(scenario.model)
     else:
         content = model.oip_body(scenario.model, scenario.rows)
+    return write_request(f"{scenario.name}-{protocol}", content, headers)
+
+
+def write_request(name: str, content: bytes, headers: dict[str, str]) -> Request:
+    """Write the files."""
     folder = WORK / "requests"
     folder.mkdir(parents=True, exist_ok=True)
-    body, script = folder / f"{scenario.name}-{protocol}.body", folder / f"{scenario.name}-{protocol}.lua"
+    body, script = folder / f"{name}.body", folder / f"{name}.lua"
     body.write_bytes(content)
     script.write_text(wrk.script(relative(body), headers))
     return Request(body, relative(script), headers)

@@ -53,35 +53,26 @@ class Kind:
 
 
 OIP_PATH = "/v2/models/{model}/infer"
-GATEWAY = (
-    *("{python}", "-m", "gateway", "serve", "--models", relative(MODELS), "--no-collector", "--log-level", "warning"),
-    *(
-        "--port",
-        "{port}",
-        "--ops-port",
-        "{port2}",
-        "--redis-url",
-        "redis://127.0.0.1:{port3}",
-        "--threads",
-        "{threads}",
-    ),
-)
+PORTS = ("--port", "{port}", "--ops-port", "{port2}", "--redis-url", "redis://127.0.0.1:{port3}")
+
+
+def gateway_kind(name: str, models: Path, *options: str, path: str = OIP_PATH) -> Kind:
+    """A gateway as it ships on the repository `models`."""
+    command = ("{python}", "-m", "gateway", "serve", "--models", relative(models), "--no-collector")
+    program = (*command, "--log-level", "warning", *PORTS, "--threads", "{threads}", *options)
+    return Kind(name, "oip", path, program, is_gateway=True)
+
+
 MOSEC = {"MOSEC_PORT": "{port}", "MOSEC_ADDRESS": HOST, "MOSEC_LOG_LEVEL": "error"}
 MLSERVER = {"MLSERVER_HTTP_PORT": "{port}", "MLSERVER_GRPC_PORT": "{port2}", "MLSERVER_METRICS_PORT": "{port3}"}
 LITSERVE = ("{python}", "bench/peers/litserve/serve.py")
 KINDS = {
     kind.name: kind
     for kind in (
-        Kind("gateway", "oip", OIP_PATH, (*GATEWAY, "--sample-rate", "0.01"), is_gateway=True),
-        Kind(
-            "gateway-engine",
-            "oip",
-            OIP_PATH,
-            (*GATEWAY, "--sample-rate", "0.01", "--engine", "process"),
-            is_gateway=True,
-        ),
+        gateway_kind("gateway", MODELS, "--sample-rate", "0.01"),
+        gateway_kind("gateway-engine", MODELS, "--sample-rate", "0.01", "--engine", "process"),
         # Nothing to route between and nothing sampled; ids and metrics cannot be switched off.
-        Kind("gateway-plain", "oip", OIP_PATH, (*GATEWAY, "--sample-rate", "0"), is_gateway=True),
+        gateway_kind("gateway-plain", MODELS, "--sample-rate", "0"),
         Kind("echo", "none", "/", ("{python}", "bench/peers/echo/serve.py")),
         Kind("prototype", "oip", "/", ("{python}", "bench/peers/prototype/serve.py")),
         Kind("fastapi", "oip", OIP_PATH, ("{python}", "bench/peers/fastapi/serve.py")),
@@ -140,6 +131,8 @@ class Running:
     """As it can be pasted in the repository's root."""
     store_pid: int | None = None
     """The gateway's Valkey, which is accounted on its own."""
+    ops_url: str = ""
+    """Of a gateway."""
 
 
 @contextmanager
@@ -163,11 +156,13 @@ def serve(kind: Kind, model: str, threads: int) -> Iterator[Running]:
             variables |= {"PORT": ports["port"], "MODEL": relative(model_file(model)), "THREADS": str(threads)}
         process = _start(stack, kind.name, program, variables)
         _wait(kind, process, int(ports["port"]))
-        if kind.name != "gateway-plain" and kind.is_gateway and model == "mlp":
-            _set_route(f"http://{HOST}:{ports['port2']}", model)
+        ops_url = f"http://{HOST}:{ports['port2']}" if kind.is_gateway else ""
+        if kind.name in {"gateway", "gateway-engine"} and model == "mlp":
+            _set_route(ops_url, model)
         command = " ".join([*(f"{name}={value}" for name, value in variables.items()), *program])
         url = f"http://{HOST}:{ports['port']}{kind.path.format(model=model)}"
-        yield Running(kind, url, process.pid, command.replace(sys.executable, "python"), store.pid if store else None)
+        store_pid = store.pid if store else None
+        yield Running(kind, url, process.pid, command.replace(sys.executable, "python"), store_pid, ops_url)
 
 
 def _start(stack: ExitStack, name: str, program: list[str], variables: dict[str, str]) -> ServerProcess:

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
-
 from bench.results import IN_PROCESS, Results
+from bench.runtime_thresholds import runtime_verdicts
+from bench.verdict import Verdict
 
 RSS_GROWTH_LIMIT = 1.10
 """Memory counts as flat if twice the capacity, for a whole round, adds less than a tenth to it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One line of the table."""
-
-    what: str
-    bound: Literal["at most", "at least"]
-    limit: float
-    unit: str
-    measured: float | None
-    """None if the run did not measure it."""
-
-    @property
-    def is_reached(self) -> bool | None:
-        """None if it was not measured."""
-        if self.measured is None:
-            return None
-        return self.measured <= self.limit if self.bound == "at most" else self.measured >= self.limit
-
-    def document(self) -> dict[str, Any]:
-        """For the results."""
-        return {**asdict(self), "is_reached": self.is_reached}
-
-
 def evaluate(results: Results) -> list[Verdict]:
     """Medians of paired rounds against each limit."""
+    return [*_against_peers(results), *runtime_verdicts(results)]
+
+
+def _against_peers(results: Results) -> list[Verdict]:
     return [
         *_single_rows(results),
         Verdict(

@@ -22,12 +22,12 @@ def columns_of(manifest: Manifest, inputs: Mapping[str, Array], outputs: Mapping
 
 
 def stack(entries: Sequence[LogEntry]) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Inputs and outputs of entries with the same core_use, one below the other."""
+    """Inputs and outputs of entries with the same layout, one below the other."""
     return _concatenate([entry.inputs for entry in entries]), _concatenate([entry.outputs for entry in entries])
 
 
-def core_use(entry: LogEntry) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
-    """Entries with the same core_use can be stacked."""
+def layout(entry: LogEntry) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Entries with the same layout can be stacked."""
     tensors = (*entry.inputs.items(), *entry.outputs.items())
     return tuple((name, array.dtype.str, array.shape[1:]) for name, array in tensors)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from gateway.collector.catalog import Catalog, Unwatched, Watched
-from gateway.collector.columns import columns_of, core_use, stack
+from gateway.collector.columns import columns_of, layout, stack
 from gateway.protocol.log_codec import LogEntry, MalformedEntry, decode
 from gateway.state.stats_store import StatsStore
 from gateway.state.streams import Entry
@@ -96,7 +96,7 @@ class PredictionFolder:
             except MalformedEntry as error:
                 await self._set_aside(model, entry, str(error))
                 continue
-            groups.setdefault((log.key, core_use(log)), []).append(Decoded(entry, log))
+            groups.setdefault((log.key, layout(log)), []).append(Decoded(entry, log))
         for group in groups.values():
             await self._fold_group(group[0].log.key, group)
 
@@ -112,7 +112,7 @@ class PredictionFolder:
             del self._skipped[key]
 
     async def _fold_group(self, key: ModelKey, group: Sequence[Decoded]) -> None:
-        """One array operation for all entries of the same core_use; one by one only to find those that do not fit."""
+        """One array operation for all entries of the same layout; one by one only to find those that do not fit."""
         known = self._catalog.get(key)
         if isinstance(known, Unwatched):
             skipped = self._skipped.setdefault(key, Skipped(known.reason))

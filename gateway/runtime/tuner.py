@@ -59,6 +59,8 @@ class ShapeTuner:
             self._runs_left = EXPLORE_EVERY
             self.choose()
             rows = self._trial(waiting)
+        elif self._are_late(waiting):
+            rows = self._fastest(waiting)
         if self._policy.is_preferred:
             filled = [size for size in self._policy.sizes if size <= min(rows, waiting)]
             return filled[-1] if filled else rows
@@ -74,6 +76,18 @@ class ShapeTuner:
         if points:
             self.rows = self._best(points).rows
         self._reach = 0
+
+    def _are_late(self, waiting: int) -> bool:
+        """Whether the last of those that wait, who may have come when the last run began, would miss the target."""
+        slo, rows = self._policy.slo, self.rows
+        if slo is None or waiting <= rows:
+            return False
+        return self.cost.predict_p99(rows) + self.cost.predict(rows) * waiting / rows > slo
+
+    def _fastest(self, waiting: int) -> int:
+        """The size that gets through a backlog soonest; what the target is compared with then is the queue."""
+        points = [self.point(size) for size in self._policy.sizes if size <= waiting and self.cost.knows(size)]
+        return choose(points).rows if points else self.rows
 
     def _best(self, points: list[Point]) -> Point:
         slo = self._policy.slo

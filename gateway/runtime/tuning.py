@@ -40,8 +40,6 @@ threads cost more CPU time than they save waiting."""
 SIDE_BY_SIDE = 0.95
 """Of the rate of one run on all cores is enough for runs side by side: they keep the cores busy while the gateway
 answers the last one."""
-CONTESTED = 1.6
-"""Times the rate of the other: what is so much faster is so on a quiet machine as well."""
 PATIENCE = 2.0
 """How many times longer than on all cores a run of the same rows may take for it: a lone caller waits for that."""
 
@@ -128,7 +126,7 @@ def points(samples: Samples) -> list[Point]:
 def best_core_uses(samples: Mapping[CoreUse, Samples], slo: float | None = None) -> list[CoreUse]:
     """The one to use of those measured: one, or one run at a time and several side by side.
 
-    The other comes second where it would do as well, and may be faster than it was measured.
+    The other comes second, unless it would not do: on a busy machine nothing that was measured at load is sure.
     """
     alone, apart = min(samples), max(samples)
     curves = {core_use: points(samples[core_use]) for core_use in (alone, apart)}
@@ -143,8 +141,7 @@ def best_core_uses(samples: Mapping[CoreUse, Samples], slo: float | None = None)
     if longer > PATIENCE:
         return [alone]
     advantage = chosen[apart].rate(apart.runs) / chosen[alone].rate(alone.runs)
-    order = [apart, alone] if advantage >= SIDE_BY_SIDE else [alone, apart]
-    return order if 1 / CONTESTED <= advantage <= CONTESTED else order[:1]
+    return [apart, alone] if advantage >= SIDE_BY_SIDE else [alone, apart]
 
 
 def side_by_side(run: Run, runs: int, workers: Executor) -> Run:

@@ -7,7 +7,8 @@ import pytest
 from bench import plot
 from bench.report import markdown, tables
 from bench.results import IN_PROCESS, Measurement, Results
-from bench.thresholds import Verdict, evaluate
+from bench.thresholds import evaluate
+from bench.verdict import Verdict
 
 
 def _results(*measurements: Measurement) -> Results:
@@ -71,7 +72,7 @@ def test_latency_beyond_echo_and_run() -> None:
         *_cpu(IN_PROCESS, 25, 25, scenario="rows-1", name="p50_us"),
     ]
 
-    assert _verdict(_results(*p50), "p50").measured == 35
+    assert _verdict(_results(*p50), "beyond echo and the model").measured == 35
 
 
 def test_what_was_not_measured_is_neither_reached_nor_missed() -> None:
@@ -118,3 +119,25 @@ def test_a_peer_is_judged_at_its_better_setting() -> None:
 
     assert verdict.measured == 0.625
     assert verdict.is_reached is False
+
+
+def _piece(commit: str, *measurements: Measurement) -> Results:
+    results = _results(*measurements)
+    results.versions = {"commit": commit}
+    return results
+
+
+def test_a_run_in_pieces_is_one_result() -> None:
+    first = _piece("abc", *_cpu("gateway", 1, scenario="steady"), *_cpu("gateway", 2, scenario="idle"))
+    first.unavailable = {"idle": "too late", "ray": "no wheel"}
+
+    joined = first.continued(_piece("abc"), {"idle"})
+
+    assert joined.scenarios() == ["steady"]
+    assert joined.unavailable == {"ray": "no wheel"}
+    assert joined.command == "python -m bench; python -m bench"
+
+
+def test_pieces_of_two_commits_are_no_result() -> None:
+    with pytest.raises(ValueError, match="commit is def now and was abc"):
+        _piece("abc").continued(_piece("def"), {"idle"})

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from gateway.collector.columns import columns_of, core_use, stack
+from gateway.collector.columns import columns_of, layout, stack
 from gateway.runtime.manifest import LABEL_COLUMN, SCORE_COLUMN, Feature, Manifest, Prediction
 from gateway.types import Array
 from tests.collector.loans import FEATURES, PREDICTION, log_entry, tensors
@@ -75,7 +75,7 @@ def test_tensors_that_do_not_fit_are_named(change: dict[str, Array | None], mess
 
 def test_entries_of_the_same_layout_stack() -> None:
     entries = [log_entry(*tensors(seed, rows)) for seed, rows in ((0, 3), (1, 2))]
-    assert core_use(entries[0]) == core_use(entries[1])
+    assert layout(entries[0]) == layout(entries[1])
     inputs, outputs = stack(entries)
     assert inputs["numbers"].shape == (5, 2)
     assert inputs["state"].shape == (5, 1)
@@ -84,8 +84,8 @@ def test_entries_of_the_same_layout_stack() -> None:
 
 def test_other_datatypes_and_shapes_are_another_layout() -> None:
     inputs, outputs = tensors(0, 2)
-    core_uses = {
-        core_use(log_entry(inputs | {"numbers": numbers}, outputs))
+    layouts = {
+        layout(log_entry(inputs | {"numbers": numbers}, outputs))
         for numbers in (inputs["numbers"], inputs["numbers"].astype(np.float64), inputs["numbers"][:, :1])
     }
-    assert len(core_uses) == 3
+    assert len(layouts) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 
 import pytest
 from hypothesis import given
@@ -16,6 +17,8 @@ from gateway.runtime.tuning import powers_of_two
 SIZES = powers_of_two(64)
 CACHED = {1: 12.2e-3, 2: 23.3e-3, 4: 45.3e-3, 8: 109e-3, 16: 209e-3, 32: 428e-3, 64: 0.9}
 """Fastest at 4 rows."""
+WEIGHTY = {rows: 0.012 + 0.001 * rows for rows in SIZES}
+"""Bound by reading its weights: the more rows, the more of them a second."""
 
 
 def warmed(seconds: dict[int, float], policy: BatchPolicy | None = None) -> ShapeTuner:
@@ -87,7 +90,8 @@ def test_the_target_bounds_the_rows_and_what_is_tried() -> None:
     # Twice the 99th percentile, which is thought to be 1.5 times the mean until runs say otherwise.
     tuner = warmed(CACHED, policy)
     assert tuner.rows == 2
-    steady = serve(tuner, CACHED, 100, 3000)
+    # The last of four rows is through in 82 ms at the most, until runs have said that none takes longer than others.
+    steady = serve(tuner, CACHED, 3, 3000)
     assert max(steady[:EXPLORE_EVERY]) == 2
     # With runs that are all alike two runs with 2 rows are over in 47 ms, and with 4 never in 80.
     assert tuner.rows == 2
@@ -102,6 +106,36 @@ def test_the_target_is_kept_when_runs_become_irregular() -> None:
         rows = tuner.take(100)
         tuner.cost.observe(rows, CACHED[rows] * (4.0 if random_.random() < 0.05 else 1.0), 1e-3)
     assert tuner.rows < 4
+
+
+def test_a_backlog_that_misses_the_target_is_worked_off_at_the_best_rate() -> None:
+    tuner = warmed(WEIGHTY, BatchPolicy(SIZES, slo=0.080))
+    assert tuner.rows == 8
+
+    assert [tuner.take(waiting) for waiting in (1, 8, 19)] == [8, 8, 8]
+    assert [tuner.take(waiting) for waiting in (21, 63, 64, 500)] == [16, 32, 64, 64]
+    assert tuner.take(19) == 8
+    assert tuner.rows == 8
+
+
+def test_the_target_is_kept_near_the_capacity_that_it_leaves() -> None:
+    """At 90 % of what runs of the chosen size can do, the queue would outlast the target if they all had that size."""
+    tuner, random_ = warmed(WEIGHTY, BatchPolicy(SIZES, slo=0.080)), random.Random(3)
+    rate = 0.9 * 8 / WEIGHTY[8]
+    now = arrival = 0.0
+    queue: deque[float] = deque()
+    waits: list[float] = []
+    while len(waits) < 20_000:
+        while arrival <= now:
+            queue.append(arrival)
+            arrival += random_.expovariate(rate)
+        rows = min(tuner.take(len(queue)), len(queue))
+        seconds = (0.012 + 0.001 * rows) * (2 if random_.random() < 0.02 else 1)
+        now = now + seconds if queue else arrival
+        if queue:
+            tuner.cost.observe(rows, seconds, 1e-3)
+        waits += [now - queue.popleft() for _ in range(rows)]
+    assert sorted(waits)[int(0.99 * len(waits))] <= 0.080
 
 
 def test_fixed_rows_stay_whatever_happens() -> None:

@@ -283,7 +283,8 @@ class EngineClient:
         self._arena_bytes = arena_bytes
         self._loop = asyncio.get_running_loop()
         self._connected = asyncio.Event()
-        self._sessions: set[RemoteSession] = set()
+        self._sessions: list[RemoteSession] = []
+        """In the order in which they were loaded, and are again."""
 
     async def connect(self) -> None:
         """Before anything else. Raises `StartupError` if there is no engine in time."""
@@ -329,7 +330,7 @@ class EngineClient:
             raise StartupError(GONE) from error
         link = self.link
         session = RemoteSession(self, key, *await link.load(key))
-        self._sessions.add(session)
+        self._sessions.append(session)
         if link.lost.is_set():
             # In the turn in between: it is loaded again with the others.
             session.problem = GONE
@@ -355,7 +356,7 @@ class EngineClient:
             session.problem = None
 
     def _unload(self, session: RemoteSession) -> None:
-        self._sessions.discard(session)
+        self._sessions.remove(session)
         if session.problem is None:
             self.link.unload(session.handle)
 
