@@ -20,9 +20,10 @@ from gateway.runtime.engine.server import Engine
 from gateway.runtime.registry import Loader, ModelVersion
 from gateway.runtime.repository import survey, usable
 from gateway.runtime.scheduler import Scheduler
+from gateway.runtime.work import Batch
 from gateway.telemetry.metrics import GatewayMetrics
 from gateway.types import Array, ModelKey
-from tests.support.batching import Caller, answer_all
+from tests.support.batching import Caller
 from tests.support.running import clean_environment
 from tests.support.waiting import cancel, wait_until_async
 
@@ -49,6 +50,14 @@ class EngineWorker:
         return int(histogram.counts.sum()), histogram.total
 
 
+def _answer(version: ModelVersion, batch: Batch) -> None:
+    """Give each caller its rows, on whatever axis they lie."""
+    for work in batch.works:
+        assert isinstance(work, Caller)
+        if not work.is_cancelled:
+            work.answers.append([version.layout.output_of(batch, work, index) for index in range(len(batch.outputs))])
+
+
 @asynccontextmanager
 async def engine_worker(path: Path, models: Path, arena_bytes: int = ARENA_BYTES) -> AsyncIterator[EngineWorker]:
     """A connection that is kept up."""
@@ -57,9 +66,7 @@ async def engine_worker(path: Path, models: Path, arena_bytes: int = ARENA_BYTES
     keeping = asyncio.create_task(client.keep_connected())
     metrics = GatewayMetrics()
     with ThreadPoolExecutor(1) as pool:
-        loader = EngineLoader(
-            "cpu", 1, pool, Scheduler(1), 30.0, lambda _, batch: answer_all(batch), client=client, metrics=metrics
-        )
+        loader = EngineLoader("cpu", 1, pool, Scheduler(1), 30.0, _answer, client=client, metrics=metrics)
         try:
             yield EngineWorker(models, client, loader, metrics)
         finally:

@@ -317,9 +317,11 @@ class TestBounds:
         rows = ARENA_BYTES // 8 // 2
 
         async def scenario() -> None:
-            async with two_workers(repository, tmp_path / "e") as (worker, _):
+            async with two_workers(repository, tmp_path / "e") as (worker, other):
                 version = await load_busy(worker)
-                callers = [Caller({"turns": np.full((rows, 1), LONG)}) for _ in range(2)]
+                # Until this is over the engine runs nothing else of the model.
+                running = await keep_busy(await load_busy(other))
+                callers = [Caller({"turns": np.full((rows, 1), 5)}) for _ in range(2)]
                 link = worker.client.link
                 version.batcher.submit(callers[0])
                 await wait_until_async(lambda: sent_messages(version) == 1)
@@ -328,6 +330,7 @@ class TestBounds:
                 version.batcher.discard(callers[1])
                 assert not link._held
                 assert sent_messages(version) == 1
+                await running
                 await version.batcher.close()
                 assert callers[0].answer[0].shape == (rows, 1)
                 assert not callers[1].answers

@@ -28,7 +28,7 @@ def test_a_signature_arrives_as_it_was() -> None:
     assert arrived.signature == SIGNATURE
     assert hash(arrived.signature) == hash(SIGNATURE)
     assert arrived.files == (stamp,)
-    assert arrived.layout.shares_runs
+    assert arrived.layout.signature == SIGNATURE
     assert (arrived.number, arrived.handle, arrived.batch_rows, arrived.runs) == (3, 7, 64, 2)
 
 
