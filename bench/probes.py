@@ -44,7 +44,8 @@ WARM_CYCLES = 10
 CYCLE_RATE = 300.0
 """Requests a second, at each of the two models."""
 RESIDENTS = 24
-RESIDENT_RATE = 1000.0
+RESIDENT_RATE = 400.0
+"""Requests a second, about a third of what one core does: rows for 24 models hardly ever share a run."""
 CONTROL_SECONDS = 60.0
 
 Probe: TypeAlias = Callable[[ScenarioRecorder, Length], None]
