@@ -25,7 +25,7 @@ check: $(VENV)/.dev  ## Format, lint, types, import contracts
 demo: $(VENV)/.serve  ## Replay real traffic and show what the gateway makes of it
 	@$(BIN)/python -m bench.demo
 
-bench: $(VENV)/.dev  ## Measure the gateway beside its peers (25 minutes; needs wrk)
+bench: $(VENV)/.dev  ## Measure the gateway beside its peers and itself (35 minutes; needs wrk)
 	$(BIN)/python -m bench
 
 data: $(VENV)/.dev  ## Fetch the full data sets behind the committed extracts

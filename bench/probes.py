@@ -11,9 +11,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeAlias
 
 import httpx
+import numpy as np
 
 from bench import streams, wrk, zoo
 from bench.cpu import usage
@@ -21,7 +23,7 @@ from bench.environments import PeerUnavailable
 from bench.places import relative
 from bench.recording import Length, ScenarioRecorder
 from bench.scenarios import JSON_HEADERS, SWEPT, Request, write_request
-from bench.servers import Running, gateway_kind, serve
+from bench.servers import Running, ask, gateway_kind, read_answer, serve
 from bench.streams import Stream
 from bench.zoo import Entry
 
@@ -44,8 +46,17 @@ WARM_CYCLES = 10
 CYCLE_RATE = 300.0
 """Requests a second, at each of the two models."""
 RESIDENTS = 24
-RESIDENT_RATE = 1000.0
+RESIDENT_RATE = 400.0
+"""Requests a second, about a third of what one core does: rows for 24 models hardly ever share a run."""
 CONTROL_SECONDS = 60.0
+
+
+class Asked(NamedTuple):
+    """What the models of a scenario are asked: by input, and as files."""
+
+    inputs: Mapping[str, Any]
+    sent: Request
+
 
 Probe: TypeAlias = Callable[[ScenarioRecorder, Length], None]
 
@@ -53,11 +64,11 @@ Probe: TypeAlias = Callable[[ScenarioRecorder, Length], None]
 def shapes(record: ScenarioRecorder, length: Length) -> None:
     """Two shapes of one model, each by itself and then both."""
     asked = {name: _request(record, name, zoo.sequences(extent)) for name, extent in SHAPES.items()}
-    with _gateway(record, {"sequence": Entry(zoo.file_of("sequence"))}) as running:
+    with _gateway(record, {"sequence": Entry(zoo.file_of("sequence"))}, list(asked.values())) as running:
         url = _url(running, "sequence")
         for number in range(1, length.rounds + 1):
-            rates = {name: SHAPE_SHARE * _capacity(url, sent, 32, 1) for name, sent in asked.items()}
-            loads = {name: Stream(url, relative(sent.body), rates[name]) for name, sent in asked.items()}
+            rates = {name: SHAPE_SHARE * _capacity(url, one.sent, 32, 1) for name, one in asked.items()}
+            loads = {name: Stream(url, relative(one.sent.body), rates[name]) for name, one in asked.items()}
             for name, load in loads.items():
                 (alone,) = streams.run([load], 0.6 * length.seconds)
                 record.add(f"{name} alone", number, _opened(alone))
@@ -68,16 +79,16 @@ def shapes(record: ScenarioRecorder, length: Length) -> None:
 
 def shares(record: ScenarioRecorder, length: Length) -> None:
     """Two copies of one model: both with more than they can do, and then the small one with less than its share."""
-    sent = _request(record, "row", zoo.rows_of("magika", 1))
+    asked = _request(record, "row", zoo.rows_of("magika", 1))
     entry = Entry(zoo.file_of("magika"), f"max_queue_rows = {SHARE_QUEUE_ROWS}")
-    with _gateway(record, {"small": entry, "large": entry}, "--thread-budget", "1") as running:
+    with _gateway(record, {"small": entry, "large": entry}, [asked], "--thread-budget", "1") as running:
         for number in range(1, length.rounds + 1):
-            capacity = _capacity(_url(running, "small"), sent, SHARE_QUEUE_ROWS - 8, 2)
+            capacity = _capacity(_url(running, "small"), asked.sent, SHARE_QUEUE_ROWS - 8, 2)
             for share, suffix in ((1.0, ""), (0.25, ", a quarter")):
                 rate = share * capacity
                 loads = [
-                    Stream(_url(running, "small"), relative(sent.body), rate),
-                    Stream(_url(running, "large"), relative(sent.body), CROWD * rate, 256),
+                    Stream(_url(running, "small"), relative(asked.sent.body), rate),
+                    Stream(_url(running, "large"), relative(asked.sent.body), CROWD * rate, 256),
                 ]
                 small, large = streams.run(loads, 0.8 * length.seconds)
                 goodput = small["goodput"] + large["goodput"]
@@ -99,40 +110,41 @@ def target(record: ScenarioRecorder, length: Length) -> None:
 
     The capacity is that of the runs that keep the target: as many callers as make one wait while one runs.
     """
-    sent = _request(record, "row", zoo.rows_of("dense", 1))
-    with _gateway(record, {"dense": Entry(zoo.file_of("dense"), f"slo_ms = {SLO_MS:g}")}) as running:
+    asked = _request(record, "row", zoo.rows_of("dense", 1))
+    with _gateway(record, {"dense": Entry(zoo.file_of("dense"), f"slo_ms = {SLO_MS:g}")}, [asked]) as running:
         url = _url(running, "dense")
-
-        _capacity(url, sent, 16, 2)
+        _capacity(url, asked.sent, 16, 2)
         for number in range(1, length.rounds + 1):
             callers = max(2, round(2 * _chosen_rows(running, "dense")))
-            capacity = _capacity(url, sent, callers, 2)
+            capacity = _capacity(url, asked.sent, callers, 2)
             for share in TARGET_LOADS:
-                (seen,) = streams.run([Stream(url, relative(sent.body), share * capacity, 256)], 0.8 * length.seconds)
+                (seen,) = streams.run(
+                    [Stream(url, relative(asked.sent.body), share * capacity, 256)], 0.8 * length.seconds
+                )
                 values = {
                     "capacity_per_second": capacity,
                     "slo_share": seen["latency"]["p99_us"] / (SLO_MS * 1000),
                     "rows": _chosen_rows(running, "dense"),
                 }
                 record.add(f"{share:.0%} of the capacity", number, {**_opened(seen), **values})
-            afterwards = _capacity(url, sent, callers, 2)
+            afterwards = _capacity(url, asked.sent, callers, 2)
             rows = _chosen_rows(running, "dense")
             record.add("capacity afterwards", number, {"capacity_per_second": afterwards, "rows": rows})
 
 
 def lone(record: ScenarioRecorder, length: Length) -> None:
     """One connection, in short slices by turns: the medians of the slices of a round are compared."""
-    sent = _request(record, "row", zoo.rows_of("mlp", 1))
+    asked = _request(record, "row", zoo.rows_of("mlp", 1))
     file = zoo.file_of("mlp")
     settings = {"learned": Entry(file), "one-row": Entry(file, "max_batch_rows = 1")}
-    with _gateway(record, settings) as running:
+    with _gateway(record, settings, [asked]) as running:
         for name in settings:
-            _closed(_url(running, name), sent, 1, 1)
+            _closed(_url(running, name), asked.sent, 1, 1)
         for number in range(1, length.rounds + 1):
             slices: dict[str, list[wrk.ClosedResult]] = {name: [] for name in settings}
             for _ in range(LONE_SLICES):
                 for name in settings:
-                    slices[name].append(_closed(_url(running, name), sent, 1, 0.2 * length.seconds))
+                    slices[name].append(_closed(_url(running, name), asked.sent, 1, 0.2 * length.seconds))
             for name, seen in slices.items():
                 medians = {"p50_us": [one.p50_us for one in seen], "p99_us": [one.p99_us for one in seen]}
                 record.add(name, number, {value: statistics.median(each) for value, each in medians.items()})
@@ -142,14 +154,14 @@ def sweep(record: ScenarioRecorder, length: Length) -> None:
     """Fixed sizes once, the better ones twice; then the best of them and the learned one by turns."""
     name = SWEPT[record.scenario]
     rows, connections, seconds = (1, 64, 2.0) if name == "magika" else (SWEEP_REQUEST_ROWS, 64, 1.0)
-    sent = _request(record, "rows", zoo.rows_of(name, rows))
+    asked = _request(record, "rows", zoo.rows_of(name, rows))
     file = zoo.file_of(name)
     fixed = {f"rows-{size}": size for size in swept_sizes(rows, connections * rows)}
     entries = {"learned": Entry(file), **{one: Entry(file, f"max_batch_rows = {size}") for one, size in fixed.items()}}
-    with _gateway(record, entries) as running:
+    with _gateway(record, entries, [asked]) as running:
 
         def rate(setting: str, duration: float) -> float:
-            return rows * _capacity(_url(running, setting), sent, connections, duration)
+            return rows * _capacity(_url(running, setting), asked.sent, connections, duration)
 
         found = {setting: [rate(setting, seconds)] for setting in fixed}
         for setting in best_of(found, CONTENDERS):
@@ -168,10 +180,10 @@ def sweep(record: ScenarioRecorder, length: Length) -> None:
 def reload(record: ScenarioRecorder, length: Length) -> None:
     """The version that answers leaves and comes back, time and again, under load; so it is measured once."""
     del length
-    sent = _request(record, "row", zoo.rows_of("mlp", 1))
+    asked = _request(record, "row", zoo.rows_of("mlp", 1))
     file = zoo.file_of("mlp")
-    with _gateway(record, {"moving": Entry(file, versions=2), "staying": Entry(file)}) as running:
-        loads = [Stream(_url(running, name), relative(sent.body), CYCLE_RATE) for name in ("moving", "staying")]
+    with _gateway(record, {"moving": Entry(file, versions=2), "staying": Entry(file)}, [asked]) as running:
+        loads = [Stream(_url(running, name), relative(asked.sent.body), CYCLE_RATE) for name in ("moving", "staying")]
         seen: list[dict[str, Any]] = []
         seconds, memory = [], []
         with streams.running(loads, seen):
@@ -201,20 +213,20 @@ def reload(record: ScenarioRecorder, length: Length) -> None:
 
 def resident(record: ScenarioRecorder, length: Length) -> None:
     """The same requests at one model and at 24, of two gateways that take turns."""
-    sent = _request(record, "row", zoo.rows_of("mlp", 1))
+    asked = _request(record, "row", zoo.rows_of("mlp", 1))
     file = zoo.file_of("mlp")
     names = [f"m-{number}" for number in range(1, RESIDENTS + 1)]
     with (
-        _gateway(record, {names[0]: Entry(file)}, name="one") as one,
-        _gateway(record, dict.fromkeys(names, Entry(file)), name="all") as many,
+        _gateway(record, {names[0]: Entry(file)}, [asked], name="one") as one,
+        _gateway(record, dict.fromkeys(names, Entry(file)), [asked], name="all") as many,
     ):
         for number in range(1, length.rounds + 1):
-            for running, asked in ((one, names[:1]), (many, names)):
-                first, *others = (_url(running, name) for name in asked)
-                load = Stream(first, relative(sent.body), RESIDENT_RATE, also=tuple(others))
+            for running, models in ((one, names[:1]), (many, names)):
+                first, *others = (_url(running, name) for name in models)
+                load = Stream(first, relative(asked.sent.body), RESIDENT_RATE, also=tuple(others))
                 (seen,) = streams.run([load], 0.6 * length.seconds)
                 memory = {"rss_bytes": usage(running.pid).tree_rss_bytes, "file_bytes": file.stat().st_size}
-                record.add(f"models: {len(asked)}", number, {**_opened(seen), **memory})
+                record.add(f"models: {len(models)}", number, {**_opened(seen), **memory})
 
 
 PROBES: dict[str, Probe] = {
@@ -252,22 +264,37 @@ def unsuccessful(seen: Mapping[str, Any]) -> int:
 
 @contextmanager
 def _gateway(
-    record: ScenarioRecorder, entries: Mapping[str, Entry], *options: str, name: str = "gateway"
+    record: ScenarioRecorder, entries: Mapping[str, Entry], asked: list[Asked], *options: str, name: str = "gateway"
 ) -> Iterator[Running]:
-    """One on a repository of its own, and ONNX Runtime on one thread: the others belong to loop and load."""
+    """One on a repository of its own, and ONNX Runtime on one thread: the others belong to loop and load.
+
+    Each model's answer to all that is `asked` is held against the model's own first.
+    """
     models = zoo.repository(f"{record.scenario}-{name}", entries)
     kind = gateway_kind(f"{record.scenario}-{name}", models, "--sample-rate", "0.01", *options, path="")
     with serve(kind, record.scenario, threads=1) as running:
         record.command(name, running.command)
+        for model, entry in entries.items():
+            for one in asked:
+                _verify(running, model, entry, one)
         yield running
+
+
+def _verify(running: Running, model: str, entry: Entry, asked: Asked) -> None:
+    """Raises `PeerUnavailable` with what is wrong."""
+    answer = read_answer(running.kind, ask(replace(running, url=_url(running, model)), asked.sent.body, {})) or []
+    wanted = zoo.expected(entry.file, asked.inputs).ravel()
+    is_close = np.allclose(answer, wanted, rtol=1e-3, atol=1e-5) if wanted.dtype.kind == "f" else False
+    if not is_close and answer != wanted.tolist():
+        raise PeerUnavailable(f"{model} answers {answer[:4]} where the model says {wanted[:4].tolist()}")
 
 
 def _url(running: Running, model: str) -> str:
     return f"{running.url}/v2/models/{model}/infer"
 
 
-def _request(record: ScenarioRecorder, name: str, inputs: Mapping[str, Any]) -> Request:
-    return write_request(f"{record.scenario}-{name}", zoo.body(inputs), JSON_HEADERS)
+def _request(record: ScenarioRecorder, name: str, inputs: Mapping[str, Any]) -> Asked:
+    return Asked(inputs, write_request(f"{record.scenario}-{name}", zoo.body(inputs), JSON_HEADERS))
 
 
 def _closed(url: str, sent: Request, connections: int, seconds: float) -> wrk.ClosedResult:

@@ -84,7 +84,7 @@ RUNTIME = (
     _runtime("lone", "single rows of 30 floats, 1 connection, batched and not", "mlp"),
     *(_runtime(scenario, f"{name}: learned batch size and fixed ones", name) for scenario, name in SWEPT.items()),
     _runtime("reload", "a hundred loads and unloads at 600 requests a second (open loop)", "mlp"),
-    _runtime("resident", "1,000 requests a second at 1 model and at 24 at random (open loop)", "mlp"),
+    _runtime("resident", "400 requests a second at 1 model and at 24 at random (open loop)", "mlp"),
 )
 SCENARIOS = {
     one.name: one
