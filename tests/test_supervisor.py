@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import grpc
 import httpx
@@ -39,6 +40,13 @@ from tests.support.workers import (
 ALONE = "--no-collector"
 TWO = (ALONE, "--workers", "2")
 LOADS = "/v2/repository/models/affine"
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """With a short name: that of a Unix socket below it has room for a hundred characters."""
+    with TemporaryDirectory(prefix="gw") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
